@@ -1,0 +1,206 @@
+"""Mesh hierarchy for the graph network: adjacency, down- and up-sampling of one body's mesh, as batched sparse products."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from scipy.spatial import cKDTree
+from torch import nn
+
+from .files import load_npz, require, written_aside
+
+
+class _SparseProduct(torch.autograd.Function):
+    """y[b] = M x[b] for one sparse M; the transpose for the backward pass is given, not built at each step."""
+
+    @staticmethod
+    def forward(ctx, x, matrix, transpose):
+        ctx.transpose = transpose
+        return _product(matrix, x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _product(ctx.transpose, grad), None, None
+
+
+def _product(matrix, x):
+    batch, rows, channels = x.shape
+    flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
+    return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
+
+
+class SparseMap(nn.Module):
+    """A constant sparse matrix (M, N) applied to (B, N, C), giving (B, M, C)."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.shape = matrix.shape
+        for name, m in (("", scipy.sparse.csr_matrix(matrix)), ("t_", scipy.sparse.csr_matrix(matrix.T))):
+            m.sort_indices()
+            self.register_buffer(name + "rows", torch.from_numpy(m.indptr.astype(np.int64)), persistent=False)
+            self.register_buffer(name + "columns", torch.from_numpy(m.indices.astype(np.int64)), persistent=False)
+            self.register_buffer(name + "values", torch.from_numpy(m.data.astype(np.float32)), persistent=False)
+        with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta
+            warnings.simplefilter("ignore")
+            self._csr("")
+
+    def _csr(self, name):
+        shape = self.shape[::-1] if name else self.shape
+        parts = (getattr(self, name + part) for part in ("rows", "columns", "values"))
+        return torch.sparse_csr_tensor(*parts, shape, check_invariants=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 3 or x.shape[1] != self.shape[1]:
+            raise ValueError(f"expected (B, {self.shape[1]}, C) to a map from {self.shape[1]} to {self.shape[0]} vertices, found {tuple(x.shape)}")
+        return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
+
+
+def adjacency(faces, num_verts: int) -> scipy.sparse.csr_matrix:
+    """(V, V) with 1 where two vertices share an edge of a face; nothing on the diagonal. faces: (F, 3)."""
+    faces = np.asarray(faces)
+    i, j = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    a = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(num_verts, num_verts)).tocsr()
+    a = ((a + a.T) > 0).astype(np.float64)
+    a.setdiag(0)
+    a.eliminate_zeros()
+    return a
+
+
+def _mean_over_neighbours(a) -> scipy.sparse.csr_matrix:
+    """Binarised adjacency plus self, each row divided by its count."""
+    a = (abs(scipy.sparse.csr_matrix(a)) > 0).astype(np.float64) + scipy.sparse.eye(a.shape[0])
+    return scipy.sparse.diags(1 / np.asarray(a.sum(1)).ravel()) @ a
+
+
+class MeshHierarchy(nn.Module):
+    """Levels 0 (the whole mesh) to L of one mesh.
+
+    matrices: dict with `A` (L + 1 adjacencies), `D` (L maps from level l to l + 1) and `U` (L maps back), SciPy sparse.
+    `down(x, l)`: (B, V_l, C) -> (B, V_{l+1}, C); `up(x, l)`: (B, V_{l+1}, C) -> (B, V_l, C);
+    `neighbours(x, l)`: the mean over each vertex and its neighbours, same shape.
+    """
+
+    def __init__(self, matrices: dict):
+        super().__init__()
+        a, d, u = ([scipy.sparse.csr_matrix(m) for m in matrices[k]] for k in "ADU")
+        sizes = [m.shape[0] for m in a]
+        if len(d) != len(a) - 1 or len(u) != len(a) - 1:
+            raise ValueError(f"{len(a)} adjacencies with {len(d)} down and {len(u)} up maps; expected one map less than levels")
+        for level, (down, up) in enumerate(zip(d, u, strict=True)):
+            if down.shape != (sizes[level + 1], sizes[level]) or up.shape != down.shape[::-1]:
+                raise ValueError(f"maps between levels {level} and {level + 1} are {down.shape} and {up.shape}; the levels have {sizes}")
+        self.matrices = {"A": a, "D": d, "U": u}
+        self.sizes = sizes
+        self._neighbours = nn.ModuleList(SparseMap(_mean_over_neighbours(m)) for m in a)
+        self._down = nn.ModuleList(map(SparseMap, d))
+        self._up = nn.ModuleList(map(SparseMap, u))
+
+    def down(self, x, level: int):
+        return self._down[level](x)
+
+    def up(self, x, level: int):
+        return self._up[level](x)
+
+    def neighbours(self, x, level: int):
+        return self._neighbours[level](x)
+
+    @classmethod
+    def load(cls, path) -> "MeshHierarchy":
+        """Reads the published `mesh_down_sampling_4.npz` (pickled SciPy matrices, read safely) or a file of `save`."""
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path} is missing: the mesh hierarchy published with the method, or one of MeshHierarchy.build (data/README.md).")
+        table = load_npz(path, keys=("A", "D", "U", *_saved_keys()))
+        if "A" not in table:
+            require(table, ("levels",), path)
+            levels = int(table["levels"])
+            return cls({k: [_unpack(table, f"{k}{i}") for i in range(levels - (k != "A"))] for k in "ADU"})
+        require(table, ("A", "D", "U"), path)
+        return cls({k: list(table[k]) for k in "ADU"})
+
+    def save(self, path):
+        """Writes the matrices as plain arrays (no pickles), aside and then renamed."""
+        table = {"levels": np.array(len(self.sizes))}
+        for key, matrices in self.matrices.items():
+            for i, m in enumerate(matrices):
+                table |= {f"{key}{i}_{part}": np.asarray(getattr(m, part)) for part in ("data", "indices", "indptr", "shape")}
+        with written_aside(path) as temporary:
+            np.savez_compressed(temporary, **table)
+
+    @classmethod
+    def build(cls, verts, faces, factors=(4, 4, 4, 4)) -> "MeshHierarchy":
+        """Builds levels by quadric edge collapse (Garland and Heckbert, SIGGRAPH 1997).
+
+        verts: (V, 3); faces: (F, 3); factors: by how much each level divides the vertex count. Down-sampling takes the nearest
+        vertex of the finer level; up-sampling interpolates linearly on the nearest triangle of the coarser one.
+        """
+        import fast_simplification
+
+        verts, faces = np.asarray(verts, np.float64), np.asarray(faces)
+        a, d, u = [adjacency(faces, len(verts))], [], []
+        for factor in factors:
+            target = max(4, round(2 * len(verts) / factor) - 4)  # faces of a closed surface with V / factor vertices
+            coarse, coarse_faces = fast_simplification.simplify(
+                verts.astype(np.float32), faces.astype(np.int32), target_count=target, agg=5
+            )
+            if not 4 <= len(coarse) < len(verts):
+                raise ValueError(f"a mesh of {len(verts)} vertices cannot be divided by {factor} (came to {len(coarse)}); use fewer factors")
+            d.append(_selection(cKDTree(verts).query(coarse)[1], len(verts)))
+            u.append(_interpolation(verts, coarse.astype(np.float64), coarse_faces))
+            verts, faces = coarse.astype(np.float64), coarse_faces
+            a.append(adjacency(faces, len(verts)))
+        return cls({"A": a, "D": d, "U": u})
+
+
+def _saved_keys(max_levels=16):
+    return ["levels"] + [f"{k}{i}_{p}" for k in "ADU" for i in range(max_levels) for p in ("data", "indices", "indptr", "shape")]
+
+
+def _unpack(table, name):
+    return scipy.sparse.csr_matrix((table[f"{name}_data"], table[f"{name}_indices"], table[f"{name}_indptr"]), shape=table[f"{name}_shape"])
+
+
+def _selection(indices, num_columns):
+    return scipy.sparse.csr_matrix((np.ones(len(indices)), (np.arange(len(indices)), indices)), shape=(len(indices), num_columns))
+
+
+def _interpolation(points, verts, faces, candidates=24):
+    """(N, V) barycentric weights of each point's nearest place on the mesh, searched on the triangles with the nearest centres."""
+    corners = verts[faces]  # (F, 3, 3)
+    near = cKDTree(corners.mean(1)).query(points, k=min(candidates, len(faces)))[1].reshape(len(points), -1)  # (N, K)
+    bary = _closest_barycentric(points[:, None], corners[near])  # (N, K, 3)
+    distance = ((bary[..., None] * corners[near]).sum(2) - points[:, None]).__pow__(2).sum(-1)  # (N, K)
+    best = distance.argmin(1)
+    rows = np.arange(len(points))
+    columns = faces[near[rows, best]]  # (N, 3)
+    return scipy.sparse.csr_matrix((bary[rows, best].ravel(), (np.repeat(rows, 3), columns.ravel())), shape=(len(points), len(verts)))
+
+
+def _closest_barycentric(p, tri):
+    """Barycentrics of the point of each triangle nearest to p. p (..., 1, 3), tri (..., K, 3, 3); returns (..., K, 3)."""
+    a, b, c = tri[..., 0, :], tri[..., 1, :], tri[..., 2, :]
+
+    def on_edge(start, end):
+        edge = end - start
+        return np.clip(((p - start) * edge).sum(-1) / np.maximum((edge**2).sum(-1), 1e-20), 0, 1)
+
+    t_ab, t_bc, t_ca = on_edge(a, b), on_edge(b, c), on_edge(c, a)
+    zero = np.zeros_like(t_ab)
+    e1, e2, d = b - a, c - a, p - a
+    n11, n12, n22 = (e1 * e1).sum(-1), (e1 * e2).sum(-1), (e2 * e2).sum(-1)
+    det = np.maximum(n11 * n22 - n12**2, 1e-30)
+    d1, d2 = (d * e1).sum(-1), (d * e2).sum(-1)
+    v, w = (n22 * d1 - n12 * d2) / det, (n11 * d2 - n12 * d1) / det
+    options = np.stack(
+        [
+            np.stack([1 - v - w, v, w], -1),
+            np.stack([1 - t_ab, t_ab, zero], -1),
+            np.stack([zero, 1 - t_bc, t_bc], -1),
+            np.stack([t_ca, zero, 1 - t_ca], -1),
+        ],
+        -2,
+    )  # (..., K, 4, 3): inside, then the three edges
+    distance = (((options[..., None] * tri[..., None, :, :]).sum(-2) - p[..., None, :]) ** 2).sum(-1)  # (..., K, 4)
+    distance[..., 0] = np.where((options[..., 0, :] >= 0).all(-1), distance[..., 0], np.inf)
+    return np.take_along_axis(options, distance.argmin(-1)[..., None, None], -2).squeeze(-2)

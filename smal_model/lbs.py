@@ -1,0 +1,66 @@
+"""Body maths as pure functions: rotations, the kinematic chain, linear blend skinning."""
+
+import torch
+
+
+def rodrigues(axis_angle: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices of axis-angle vectors.
+
+    axis_angle: (..., 3) radians. Returns (..., 3, 3). The angle is the norm of `axis_angle + 1e-8`, as in SMPL's and SMAL's
+    published layers, so that the gradient exists at zero.
+    """
+    angle = (axis_angle + 1e-8).norm(dim=-1, keepdim=True)  # (..., 1)
+    x, y, z = (axis_angle / angle).unbind(-1)
+    c, s = angle.cos().squeeze(-1), angle.sin().squeeze(-1)
+    t = 1 - c
+    rows = (
+        t * x * x + c, t * x * y - s * z, t * x * z + s * y,
+        t * x * y + s * z, t * y * y + c, t * y * z - s * x,
+        t * x * z - s * y, t * y * z + s * x, t * z * z + c,
+    )  # fmt: skip
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def tree_levels(parents) -> list[list[int]]:
+    """Joints by depth: level 0 holds the root, level k the joints k steps away. parents: J ints, the root's is -1."""
+    depth = []
+    for joint, parent in enumerate(parents):
+        if (parent < 0) != (joint == 0) or parent >= joint:
+            raise ValueError(f"joint {joint} has parent {parent}; expected joint 0 as the one root and parents before children")
+        depth.append(depth[parent] + 1 if joint else 0)
+    return [[j for j, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
+
+
+def kinematic_chain(rotations, joints, parents, levels, scales=None) -> torch.Tensor:
+    """Transforms of the joints, relative to the rest pose.
+
+    rotations: (B, J, 3, 3) local; joints: (B, J, 3) at rest; parents: (J,) int, the root's is ignored; levels: `tree_levels`.
+    scales: (B, J, 3) per axis of each joint, or None. With scales the local rotation is S_parent^-1 R S: the skin of a joint is
+    scaled, its children's is not, though their offsets are.
+    Returns (B, J, 3, 4): what turns a rest-pose point bound to the joint into its posed place.
+    """
+    local = rotations
+    offset = joints - joints[:, parents]  # (B, J, 3)
+    offset = torch.cat([joints[:, :1], offset[:, 1:]], 1)
+    if scales is not None:
+        parent_scales = torch.cat([torch.ones_like(scales[:, :1]), scales[:, parents][:, 1:]], 1)  # (B, J, 3)
+        local = local * scales[:, :, None, :] / parent_scales[:, :, :, None]
+
+    # One batched product per depth of the tree instead of one per joint.
+    world_r, world_t, order = [local[:, :1]], [offset[:, :1]], list(levels[0])
+    for level in levels[1:]:
+        above = [order.index(int(p)) for p in parents[level].tolist()]
+        r, t = torch.cat(world_r, 1)[:, above], torch.cat(world_t, 1)[:, above]  # (B, n, 3, 3), (B, n, 3)
+        world_r.append(r @ local[:, level])
+        world_t.append((r @ offset[:, level, :, None]).squeeze(-1) + t)
+        order += level
+    back = torch.argsort(torch.tensor(order, device=joints.device))
+    r, t = torch.cat(world_r, 1)[:, back], torch.cat(world_t, 1)[:, back]  # (B, J, 3, 3), (B, J, 3)
+    t = t - (r @ joints[..., None]).squeeze(-1)
+    return torch.cat([r, t[..., None]], -1)  # (B, J, 3, 4)
+
+
+def skin(verts, transforms, weights) -> torch.Tensor:
+    """Linear blend skinning. verts (B, V, 3), transforms (B, J, 3, 4), weights (V, J). Returns (B, V, 3)."""
+    blended = (weights @ transforms.flatten(2)).unflatten(-1, (3, 4))  # (B, V, 3, 4)
+    return (blended[..., :3] @ verts[..., None]).squeeze(-1) + blended[..., 3]
