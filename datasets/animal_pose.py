@@ -1,0 +1,25 @@
+"""The dogs of Animal Pose, as published for evaluation: the same fields and the same sample as StanfordExtra."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .stanford import StanfordExtra
+
+
+class AnimalPose(StanfordExtra):
+    """One split of `<data_dir>/animal_pose`; only `test` is published. Keypoints 13, 17 to 19 are never labelled."""
+
+    folder = "animal_pose"
+    list_name = "animal_pose_data.json"
+    split_name = "{split}_animal_pose.npy"
+
+    @classmethod
+    def read_annotations(cls, data_dir: str | Path, split: str) -> tuple[list, np.ndarray]:
+        path = cls.split_path(data_dir, split)
+        if split != "test" and path.parent.is_dir() and not path.is_file():
+            raise FileNotFoundError(
+                f"Animal Pose has no split {split} ({path.name} does not exist): only test is published, "
+                "train on stanford"
+            )
+        return super().read_annotations(data_dir, split)

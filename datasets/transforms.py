@@ -1,0 +1,159 @@
+"""From a photograph and its labels to the 224-pixel crop, and the changes made to it in training.
+
+A crop is a square of 1.2 x the larger side of the animal's box around the box's centre. Labels always live in the
+224-pixel crop; only the network's input may have another size, and is resampled from the same cut of the photograph.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+CROP = 224  # side of the crop in which labels live, pixels
+BOX_MARGIN = 1.2  # side of the crop / larger side of the box
+NUM_KEYPOINTS = 20
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+# The keypoints of the mirrored animal: left and right legs, ear bases and ear tips change places.
+MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to one crop; the defaults change nothing.
+
+    scale multiplies the crop's side (above 1 the animal looks smaller). angle in degrees, positive turns the picture
+    clockwise as seen. gain multiplies red, green and blue. flip mirrors left and right, after the turn.
+    """
+
+    scale: float = 1.0
+    angle: float = 0.0
+    gain: tuple[float, float, float] | None = None
+    flip: bool = False
+
+
+def draw_augmentation(rng: np.random.Generator, augment: bool, flip: bool) -> Augmentation:
+    """Random scale N(1, 0.25) in [0.75, 1.25], turn N(0, 30) in [-60, 60] degrees (none with probability 0.6), gain
+    U(0.6, 1.4) per channel where `augment`, and a mirror image with probability 0.5 where `flip`."""
+    # Everything is drawn whether used or not, so that one option does not change another's numbers.
+    scale = float(np.clip(rng.normal(1.0, 0.25), 0.75, 1.25))
+    angle = float(np.clip(rng.normal(0.0, 30.0), -60.0, 60.0))
+    turned = rng.random() >= 0.6
+    gain = tuple(float(g) for g in rng.uniform(0.6, 1.4, 3))
+    mirrored = bool(rng.random() < 0.5)
+    if not augment:
+        return Augmentation(flip=flip and mirrored)
+    return Augmentation(scale, angle if turned else 0.0, gain, flip and mirrored)
+
+
+def box_center_and_side(box) -> tuple[np.ndarray, float]:
+    """Box (x, y, w, h) in the photograph to its centre (2,) x, y and the side of its crop, both in pixels."""
+    x, y, w, h = (float(v) for v in box)
+    return np.array([x + w / 2, y + h / 2]), BOX_MARGIN * max(w, h)
+
+
+def crop_bounds(center: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray]:
+    """First and last-plus-one pixel (x, y) of the cut, rounded towards zero per axis: it may be a pixel off square."""
+    low = np.trunc(center - side / 2).astype(int)
+    high = np.trunc(center + side / 2).astype(int)
+    return low, np.maximum(high, low + 1)
+
+
+def cut(picture: np.ndarray, low: np.ndarray, high: np.ndarray, angle: float, fill: int) -> np.ndarray:
+    """The pixels from `low` to `high` (x, y; end excluded) of (H, W) or (H, W, 3), the outside filled with `fill`.
+
+    With an angle (degrees, clockwise as seen) the picture is turned around the middle of the cut first.
+    """
+    width, height = (int(v) for v in high - low)
+    if angle:
+        middle = (low + high - 1) / 2  # between the centres of the first and last pixel
+        cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        back = np.array([[cos, sin], [-sin, cos]])  # from the cut to the photograph
+        shift = middle - back @ [(width - 1) / 2, (height - 1) / 2]
+        return cv2.warpAffine(
+            picture,
+            np.column_stack([back, shift]),
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(fill,) * 3,
+        )
+    out = np.full((height, width) + picture.shape[2:], fill, picture.dtype)
+    x0, y0 = np.maximum(low, 0)
+    x1, y1 = np.minimum(high, picture.shape[1::-1])
+    if x1 > x0 and y1 > y0:
+        out[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]] = picture[y0:y1, x0:x1]
+    return out
+
+
+def move_keypoints(
+    joints: np.ndarray, center: np.ndarray, side: float, angle: float = 0.0, flip: bool = False
+) -> np.ndarray:
+    """Labels (20, 3) x, y, visible in the photograph to (20, 3) row, column, visible (0 or 1) in the 224-pixel crop.
+
+    Joints that are not numbers become (0, 0, 0). Visible ones outside the crop keep their place outside.
+    """
+    known = np.isfinite(joints).all(1)  # (20,)
+    offset = np.where(known[:, None], joints[:, :2], center) - center  # (20, 2) x, y
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    if angle:
+        offset = offset @ np.array([[cos, sin], [-sin, cos]])  # clockwise as seen: y points down
+    if flip:
+        offset = offset * [-1, 1]
+    place = np.trunc(offset * CROP / side + CROP / 2) + 1  # (20, 2)
+    visible = known & (np.nan_to_num(joints[:, 2]) > 0)
+    out = np.column_stack([place[:, 1], place[:, 0], visible]) * known[:, None]
+    return (out[MIRRORED] if flip else out).astype(np.float32)
+
+
+def normalize(picture: np.ndarray) -> torch.Tensor:
+    """(S, S, 3) red green blue in [0, 1] to the network's input (3, S, S), ImageNet-normalised float32."""
+    return torch.from_numpy(np.ascontiguousarray(((picture - MEAN) / STD).transpose(2, 0, 1), np.float32))
+
+
+def to_picture(image: torch.Tensor) -> np.ndarray:
+    """A network input (3, S, S) back to a picture (S, S, 3), red green blue, uint8."""
+    picture = image.detach().cpu().float().numpy().transpose(1, 2, 0) * STD + MEAN
+    return np.clip(np.round(255 * picture), 0, 255).astype(np.uint8)
+
+
+def make_crop(
+    photo: np.ndarray,
+    mask: np.ndarray,
+    joints: np.ndarray,
+    box,
+    img_res: int = CROP,
+    change: Augmentation = Augmentation(),
+) -> dict:
+    """One crop with its labels.
+
+    photo (H, W, 3) uint8 red green blue; mask (H, W) uint8 0 or 1; joints (20, 3) x, y, visible in the photograph;
+    box (x, y, w, h). Returns image, mask, border_mask, keypoints, center and scale of the documented sample.
+    """
+    center, side = box_center_and_side(box)
+    side = side * change.scale
+    low, high = crop_bounds(center, side)
+    photo_cut = cut(photo, low, high, change.angle, fill=255).astype(np.float32)  # in [0, 255]
+    mask_cut = cut(mask.astype(np.float32), low, high, change.angle, fill=0)
+    if change.flip:
+        photo_cut, mask_cut = np.ascontiguousarray(photo_cut[:, ::-1]), np.ascontiguousarray(mask_cut[:, ::-1])
+
+    picture = cv2.resize(photo_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255  # (224, 224, 3)
+    # Saturated pixels count as outside the photograph, as in the published protocol; the gain comes after this.
+    border_mask = (picture < 1.0).all(-1).astype(np.float32)
+    if img_res != CROP:
+        shrinks = img_res < min(photo_cut.shape[:2])
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        picture = cv2.resize(photo_cut, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
+    if change.gain is not None:
+        picture = np.clip(picture * np.float32(change.gain), 0, 1)
+
+    return {
+        "image": normalize(picture),
+        "mask": torch.from_numpy(cv2.resize(mask_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR)),
+        "border_mask": torch.from_numpy(border_mask),
+        "keypoints": torch.from_numpy(move_keypoints(joints, center, side, change.angle, change.flip)),
+        "center": torch.tensor(center, dtype=torch.float32),
+        "scale": torch.tensor(side / 200, dtype=torch.float32),
+    }
