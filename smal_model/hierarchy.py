@@ -53,7 +53,9 @@ class SparseMap(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 3 or x.shape[1] != self.shape[1]:
-            raise ValueError(f"expected (B, {self.shape[1]}, C) to a map from {self.shape[1]} to {self.shape[0]} vertices, found {tuple(x.shape)}")
+            raise ValueError(
+                f"expected (B, {self.shape[1]}, C) to a map from {self.shape[1]} to {self.shape[0]} vertices, found {tuple(x.shape)}"
+            )
         return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
 
 
@@ -90,7 +92,9 @@ class MeshHierarchy(nn.Module):
             raise ValueError(f"{len(a)} adjacencies with {len(d)} down and {len(u)} up maps; expected one map less than levels")
         for level, (down, up) in enumerate(zip(d, u, strict=True)):
             if down.shape != (sizes[level + 1], sizes[level]) or up.shape != down.shape[::-1]:
-                raise ValueError(f"maps between levels {level} and {level + 1} are {down.shape} and {up.shape}; the levels have {sizes}")
+                raise ValueError(
+                    f"maps between levels {level} and {level + 1} are {down.shape} and {up.shape}; the levels have {sizes}"
+                )
         self.matrices = {"A": a, "D": d, "U": u}
         self.sizes = sizes
         self._neighbours = nn.ModuleList(SparseMap(_mean_over_neighbours(m)) for m in a)
@@ -110,7 +114,9 @@ class MeshHierarchy(nn.Module):
     def load(cls, path) -> "MeshHierarchy":
         """Reads the published `mesh_down_sampling_4.npz` (pickled SciPy matrices, read safely) or a file of `save`."""
         if not Path(path).exists():
-            raise FileNotFoundError(f"{path} is missing: the mesh hierarchy published with the method, or one of MeshHierarchy.build (data/README.md).")
+            raise FileNotFoundError(
+                f"{path} is missing: the mesh hierarchy published with the method, or one of MeshHierarchy.build (data/README.md)."
+            )
         table = load_npz(path, keys=("A", "D", "U", *_saved_keys()))
         if "A" not in table:
             require(table, ("levels",), path)
@@ -145,7 +151,9 @@ class MeshHierarchy(nn.Module):
                 verts.astype(np.float32), faces.astype(np.int32), target_count=target, agg=5
             )
             if not 4 <= len(coarse) < len(verts):
-                raise ValueError(f"a mesh of {len(verts)} vertices cannot be divided by {factor} (came to {len(coarse)}); use fewer factors")
+                raise ValueError(
+                    f"a mesh of {len(verts)} vertices cannot be divided by {factor} (came to {len(coarse)}); use fewer factors"
+                )
             d.append(_selection(cKDTree(verts).query(coarse)[1], len(verts)))
             u.append(_interpolation(verts, coarse.astype(np.float64), coarse_faces))
             verts, faces = coarse.astype(np.float64), coarse_faces
@@ -158,7 +166,9 @@ def _saved_keys(max_levels=16):
 
 
 def _unpack(table, name):
-    return scipy.sparse.csr_matrix((table[f"{name}_data"], table[f"{name}_indices"], table[f"{name}_indptr"]), shape=table[f"{name}_shape"])
+    return scipy.sparse.csr_matrix(
+        (table[f"{name}_data"], table[f"{name}_indices"], table[f"{name}_indptr"]), shape=table[f"{name}_shape"]
+    )
 
 
 def _selection(indices, num_columns):
@@ -174,7 +184,9 @@ def _interpolation(points, verts, faces, candidates=24):
     best = distance.argmin(1)
     rows = np.arange(len(points))
     columns = faces[near[rows, best]]  # (N, 3)
-    return scipy.sparse.csr_matrix((bary[rows, best].ravel(), (np.repeat(rows, 3), columns.ravel())), shape=(len(points), len(verts)))
+    return scipy.sparse.csr_matrix(
+        (bary[rows, best].ravel(), (np.repeat(rows, 3), columns.ravel())), shape=(len(points), len(verts))
+    )
 
 
 def _closest_barycentric(p, tri):
