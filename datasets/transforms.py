@@ -60,17 +60,18 @@ def crop_bounds(center: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
     return low, np.maximum(high, low + 1)
 
 
-def cut(picture: np.ndarray, low: np.ndarray, high: np.ndarray, angle: float, fill: int) -> np.ndarray:
+def cut(
+    picture: np.ndarray, low: np.ndarray, high: np.ndarray, center: np.ndarray, angle: float, fill: int
+) -> np.ndarray:
     """The pixels from `low` to `high` (x, y; end excluded) of (H, W) or (H, W, 3), the outside filled with `fill`.
 
-    With an angle (degrees, clockwise as seen) the picture is turned around the middle of the cut first.
+    With an angle (degrees, clockwise as seen) the picture is turned around `center` (x, y) first.
     """
     width, height = (int(v) for v in high - low)
     if angle:
-        middle = (low + high - 1) / 2  # between the centres of the first and last pixel
         cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         back = np.array([[cos, sin], [-sin, cos]])  # from the cut to the photograph
-        shift = middle - back @ [(width - 1) / 2, (height - 1) / 2]
+        shift = center + back @ (low - center)
         return cv2.warpAffine(
             picture,
             np.column_stack([back, shift]),
@@ -134,8 +135,8 @@ def make_crop(
     center, side = box_center_and_side(box)
     side = side * change.scale
     low, high = crop_bounds(center, side)
-    photo_cut = cut(photo, low, high, change.angle, fill=255).astype(np.float32)  # in [0, 255]
-    mask_cut = cut(mask.astype(np.float32), low, high, change.angle, fill=0)
+    photo_cut = cut(photo, low, high, center, change.angle, fill=255).astype(np.float32)  # in [0, 255]
+    mask_cut = cut(mask.astype(np.float32), low, high, center, change.angle, fill=0)
     if change.flip:
         photo_cut, mask_cut = np.ascontiguousarray(photo_cut[:, ::-1]), np.ascontiguousarray(mask_cut[:, ::-1])
 
