@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .transforms import NUM_KEYPOINTS, box_center_and_side, crop_bounds
 
 KEYS = ("img_path", "img_width", "img_height", "joints", "img_bbox", "seg")
+MOST_PIXELS = 2**28  # of a photograph
 MANY = 500  # from this many photographs on, checking them shows a progress bar
 
 
@@ -85,7 +86,10 @@ def read_image(path: Path) -> np.ndarray:
     if jpeg_cut_off or png_cut_off:
         raise OSError(f"{path} is truncated ({len(data)} bytes)")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # no bytes at all, or a header that promises too many pixels
+        image = None
     if image is None:
         raise OSError(f"{path} is not a readable picture ({len(data)} bytes)")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -111,6 +115,8 @@ def labels_problem(entry) -> str | None:
         return "lacks " + ", ".join(missing)
     if entry_name(entry) == "?":
         return "img_path names no file"
+    if Path(entry["img_path"]).is_absolute() or ".." in Path(entry["img_path"]).parts:
+        return f"img_path {entry['img_path']} leads out of the folder of images"
     try:
         joints = np.asarray(entry["joints"], dtype=np.float64)
         box = np.asarray(entry["img_bbox"], dtype=np.float64)
@@ -119,7 +125,7 @@ def labels_problem(entry) -> str | None:
         return "joints, img_bbox or the picture's size are not numbers"
     if joints.ndim != 2 or len(joints) < NUM_KEYPOINTS or joints.shape[1] != 3:
         return f"joints have shape {joints.shape}, expected (24, 3)"
-    if width < 1 or height < 1:
+    if min(width, height) < 1 or width * height > MOST_PIXELS:
         return f"picture of {width} x {height} pixels"
     if box.shape != (4,) or not np.isfinite(box).all():
         return "img_bbox is not four numbers"

@@ -317,6 +317,14 @@ def no_object(data_dir, entries):
     entries[0] = None
 
 
+def path_outside(data_dir, entries):
+    entries[0]["img_path"] = "../../dog_0.png"
+
+
+def endless_picture(data_dir, entries):
+    entries[0]["img_width"] = 10**12
+
+
 def short_joints(data_dir, entries):
     entries[0]["joints"] = [[1, 2, 1]] * 4
 
@@ -342,6 +350,8 @@ FAULTS = {
     box_of_nan: "img_bbox is not four numbers",
     lacks_box: "lacks img_bbox",
     no_object: "not an object",
+    path_outside: "leads out of the folder",
+    endless_picture: "picture of 1000000000000 x 240 pixels",
     short_joints: "joints have shape (4, 3)",
     ragged_joints: "not numbers",
 }
@@ -352,7 +362,7 @@ def test_an_unusable_entry_is_found_and_left_out(made_up, fault):
     edit(made_up, lambda entries: fault(made_up, entries))
     dataset = build_dataset("stanford", made_up, "train")
     assert dataset.excluded == 1 and dataset.problems[0].index == 0
-    assert dataset.report[0][0] in ("breed_dog_0", "?") and FAULTS[fault] in dataset.report[0][1]
+    assert dataset.report[0][0] in ("breed_dog_0", ".._.._dog_0", "?") and FAULTS[fault] in dataset.report[0][1]
     assert [sample["index"] for sample in dataset] == [2, 3]
 
 
