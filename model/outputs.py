@@ -30,6 +30,11 @@ class CoarseOutput:
     betas_logscale: torch.Tensor | None
     features: ImageFeatures
 
+    @property
+    def meshes(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """verts and joints by the suffix under which results name them."""
+        return {"": (self.verts, self.joints)}
+
 
 @dataclass
 class CoarseToFineOutput(CoarseOutput):
@@ -38,3 +43,7 @@ class CoarseToFineOutput(CoarseOutput):
     del_v: torch.Tensor
     verts_refined: torch.Tensor
     joints_refined: torch.Tensor
+
+    @property
+    def meshes(self):
+        return super().meshes | {"_refined": (self.verts_refined, self.joints_refined)}

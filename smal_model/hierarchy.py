@@ -54,7 +54,7 @@ class SparseMap(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 3 or x.shape[1] != self.shape[1]:
             raise ValueError(
-                f"expected (B, {self.shape[1]}, C) to a map from {self.shape[1]} to {self.shape[0]} vertices, found {tuple(x.shape)}"
+                f"a map from {self.shape[1]} to {self.shape[0]} vertices takes (B, {self.shape[1]}, C), found {tuple(x.shape)}"
             )
         return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
 
@@ -115,7 +115,7 @@ class MeshHierarchy(nn.Module):
         """Reads the published `mesh_down_sampling_4.npz` (pickled SciPy matrices, read safely) or a file of `save`."""
         if not Path(path).exists():
             raise FileNotFoundError(
-                f"{path} is missing: the mesh hierarchy published with the method, or one of MeshHierarchy.build (data/README.md)."
+                f"{path} is missing: the mesh hierarchy published with the method, or one of MeshHierarchy.build"
             )
         table = load_npz(path, keys=("A", "D", "U", *_saved_keys()))
         if "A" not in table:
@@ -176,7 +176,7 @@ def _selection(indices, num_columns):
 
 
 def _interpolation(points, verts, faces, candidates=24):
-    """(N, V) barycentric weights of each point's nearest place on the mesh, searched on the triangles with the nearest centres."""
+    """(N, V) barycentric weights of each point's nearest place on the mesh, among the triangles with the nearest centres."""
     corners = verts[faces]  # (F, 3, 3)
     near = cKDTree(corners.mean(1)).query(points, k=min(candidates, len(faces)))[1].reshape(len(points), -1)  # (N, K)
     bary = _closest_barycentric(points[:, None], corners[near])  # (N, K, 3)

@@ -58,7 +58,7 @@ class SMAL(nn.Module):
             symmetry = np.asarray(load_table(model_dir, SYMMETRY_FILE)[SYMMETRY_FILE]).astype(np.int64).ravel()
         except FileNotFoundError as e:
             raise FileNotFoundError(
-                f"{e}. The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there (data/README.md says how),"
+                f"{e}. The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there (see data/README.md),"
                 " or make the embedded body, which needs no licence: python -m datasets.synthetic --data_dir data/synthetic."
             ) from None
         keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")

@@ -2,6 +2,8 @@
 
 import torch
 
+from smal_model.joints import KEYPOINT_JOINTS
+
 FOCAL = 2700.0  # at scale 0, in pixels of the 224 crop
 DISTANCE = 20.0  # from the camera to the origin of the body's space
 HALF_PLANE = 112.0  # half the crop, in pixels
@@ -25,3 +27,8 @@ def to_pixels(xy: torch.Tensor, image_size: int = CROP) -> torch.Tensor:
     """Image plane (..., 2 or more: x right, y up) to pixels (..., 2): row from the top, column from the left."""
     half = image_size / 2
     return torch.stack([image_size - half * (xy[..., 1] + 1), half * (xy[..., 0] + 1)], -1)
+
+
+def keypoints_row_col(joints: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The 20 labelled keypoints of a body in the crop. joints: (B, 41, 3) as SMAL gives them; returns (B, 20, 2) row, column."""
+    return to_pixels(project(joints[:, list(KEYPOINT_JOINTS)], scale))

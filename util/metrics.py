@@ -60,3 +60,21 @@ def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor)
     both = (silhouette * label).sum((1, 2))  # (B,)
     either = (silhouette + label > 0).sum((1, 2))  # (B,)
     return both / either
+
+
+def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Mean distance per point after the similarity (rotation, scale, translation) that fits `predicted` best to `true`, in the
+    units of `true`: PA-MPVPE of vertices, PA-MPJPE of joints. Both (B, N, 3); returns (B,). Umeyama, PAMI 1991; no reflection.
+    """
+    if predicted.ndim != 3 or predicted.shape != true.shape or predicted.shape[-1] != 3:
+        shapes = f"predicted {tuple(predicted.shape)} and true {tuple(true.shape)}"
+        raise ValueError(f"{shapes}, expected two of the same shape (B, N, 3)")
+    mean_p, mean_t = predicted.mean(1, keepdim=True), true.mean(1, keepdim=True)
+    p, t = (predicted - mean_p).double(), (true - mean_t).double()
+    u, s, vh = torch.linalg.svd(t.transpose(1, 2) @ p)  # (B, 3, 3)
+    sign = torch.ones_like(s)
+    sign[:, 2] = torch.det(u @ vh).sign()
+    rotation = u * sign[:, None] @ vh  # (B, 3, 3)
+    scale = (s * sign).sum(1) / p.pow(2).sum((1, 2)).clamp_min(1e-20)  # (B,)
+    fitted = scale[:, None, None] * p @ rotation.transpose(1, 2)
+    return (fitted - t).norm(dim=-1).mean(1).to(true.dtype)

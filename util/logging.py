@@ -1,0 +1,83 @@
+"""A run's folder: what was run, a line an epoch, TensorBoard events, checkpoints."""
+
+import json
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from smal_model.files import written_aside
+
+CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+_OWN_FILES = ("args.json", "log.txt", CHECKPOINT, BEST, "events.out.tfevents.*")
+
+
+def write_json(path, value):
+    """Writes aside, then renames. NaN becomes null."""
+    with written_aside(path) as temporary:
+        temporary.write_text(json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def _jsonable(value):
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    return value if isinstance(value, int | str | bool | None) else str(value)
+
+
+class RunFolder:
+    """Opens `folder` for a run and writes `args.json`. A run that is already there and is not continued is moved to
+    `previous_N` inside it, so that nothing is lost."""
+
+    def __init__(self, folder, args, device, continued: bool):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not continued:
+            self._move_previous()
+        write_json(
+            self.folder / "args.json",
+            {
+                "command": shlex.join(sys.argv),
+                "started": datetime.now().isoformat(timespec="seconds"),
+                "torch": torch.__version__,
+                "device": str(device),
+                "options": vars(args),
+            },
+        )
+        self.writer = SummaryWriter(self.folder)
+
+    def _move_previous(self):
+        old = [path for pattern in _OWN_FILES for path in self.folder.glob(pattern)]
+        if old:
+            number = 1
+            while (target := self.folder / f"previous_{number}").exists():
+                number += 1
+            target.mkdir()
+            for path in old:
+                path.rename(target / path.name)
+            print(f"{self.folder} held a run; it was moved to {target}.")
+
+    def line(self, text: str):
+        """One line on the screen and in log.txt."""
+        tqdm.write(text)
+        with open(self.folder / "log.txt", "a") as file:
+            file.write(text + "\n")
+
+    def scalars(self, group: str, values: dict[str, float], step: int):
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, step)
+
+    def picture(self, name: str, picture, step: int):
+        """picture: (H, W, 3) uint8."""
+        self.writer.add_image(name, picture, step, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self):
+        self.writer.close()
