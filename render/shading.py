@@ -1,0 +1,87 @@
+"""Shaded colour pictures of meshes: smooth vertex normals, one light and a sky, on top of the z-buffer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from render import rasterize
+
+CLAY = (0.87, 0.76, 0.67)
+LIGHT = (-0.45, 0.70, -0.60)  # towards the light, camera space: from the upper left, on the viewer's side
+
+
+@torch.no_grad()
+def shade(
+    verts_plane: Tensor,
+    faces: Tensor,
+    verts_3d: Tensor,
+    image_size: int | tuple[int, int],
+    color: Sequence[float] | Tensor = CLAY,
+    supersample: int = 2,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Shade meshes with Lambert light and a sky that is brighter above. No gradient.
+
+    verts_plane: (B, V, 3) image plane x right, y up in [-1, 1], and depth: what `render.rasterize` takes
+    faces: (F, 3), shared by the batch; either turn of the corners is fine, both sides are lit alike
+    verts_3d: (B, V, 3) camera space, x right, y up, z away from the viewer; the normals come from these
+    image_size: S or (H, W), in pixels
+    color: one RGB colour (3,), or one for each vertex (V, 3) or (B, V, 3), in [0, 1]
+    supersample: samples per pixel and axis
+    Returns rgb (B, H, W, 3) in [0, 1], the mean over the covered samples and 0 where there are none, and alpha (B, H, W),
+    the share of covered samples: rgb * alpha + background * (1 - alpha) is the picture.
+    Raises ValueError where verts_3d or color has another shape.
+    """
+    batch, count = verts_plane.shape[:2]
+    if verts_3d.shape != verts_plane.shape:
+        raise ValueError(
+            f"verts_3d must have the shape of verts_plane, {tuple(verts_plane.shape)}, found {tuple(verts_3d.shape)}"
+        )
+    color = torch.as_tensor(color, dtype=verts_3d.dtype, device=verts_3d.device)
+    if tuple(color.shape) not in ((3,), (count, 3), (batch, count, 3)):
+        raise ValueError(f"color must have the shape (3,), (V, 3) or (B, V, 3), found {tuple(color.shape)}")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    nearest = rasterize(verts_plane, faces, (height * supersample, width * supersample), backend)
+    normals, colors = vertex_normals(verts_3d, faces), color.expand(batch, count, 3)
+
+    sums = verts_3d.new_zeros(batch, height * width, 4)  # red, green, blue, covered
+    for b in range(batch):
+        row, column = (nearest.face[b] >= 0).nonzero(as_tuple=True)  # (N,) samples that see a face
+        corners = faces[nearest.face[b, row, column]].long()  # (N, 3)
+        bary = nearest.bary[b, row, column, :, None].to(verts_3d.dtype)  # (N, 3, 1)
+        first, second, third = verts_plane[b, :, :2][corners].unbind(1)  # (N, 2) each
+        edge, other = second - first, third - first
+        turn = edge[:, :1] * other[:, 1:] - edge[:, 1:] * other[:, :1]  # (N, 1) > 0: the normal points away from the viewer
+        normal = normalize((normals[b][corners] * bary).sum(1), dim=1) * -turn.sign()  # (N, 3)
+        lit = (colors[b][corners] * bary).sum(1) * _light(normal)  # (N, 3)
+        pixel = row // supersample * width + column // supersample
+        sums[b].index_add_(0, pixel, torch.cat([lit.clamp(0, 1), torch.ones_like(lit[:, :1])], 1))
+    rgb = sums[..., :3] / sums[..., 3:].clamp(min=1)
+    alpha = sums[..., 3] / supersample**2
+    return rgb.view(batch, height, width, 3), alpha.view(batch, height, width)
+
+
+def vertex_normals(verts: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals, the mean of the adjacent faces' weighted by area: (B, V, 3), (F, 3) -> (B, V, 3).
+
+    The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that the viewer sees turn
+    counter-clockwise have theirs pointing away. Faces that are not finite do not count; vertices without a face have 0.
+    """
+    first, second, third = verts[:, faces.flatten()].view(len(verts), -1, 3, 3).unbind(2)  # (B, F, 3) each
+    face_normals = torch.linalg.cross(second - first, third - first, dim=2)  # (B, F, 3)
+    face_normals = torch.where(face_normals.isfinite().all(2, keepdim=True), face_normals, 0)
+    sums = torch.zeros_like(verts)
+    for corner in range(3):
+        sums.index_add_(1, faces[:, corner], face_normals)
+    return normalize(sums, dim=2)
+
+
+def _light(normal: Tensor) -> Tensor:
+    """Brightness of a matt surface by its normal: (N, 3) camera space -> (N, 1)."""
+    direction = normalize(normal.new_tensor(LIGHT), dim=0)
+    key = (normal @ direction).clamp(min=0)
+    sky = 0.5 + 0.5 * normal[:, 1]  # 0 facing down, 1 facing up
+    facing = 0.7 + 0.3 * normal[:, 2].abs()  # a little darker towards the outline
+    return ((0.32 + 0.24 * sky + 0.66 * key) * facing)[:, None]
