@@ -56,7 +56,7 @@ def make_strip(refined: bool = True, picture: np.ndarray = GREY, **scores) -> np
     border[:, 200:] = 0
     keypoints = torch.tensor([[50.0, 60.0, 1.0]]).repeat(20, 1)
     second = make_fit(verts + torch.tensor([0.3, 0, 0]), **scores) if refined else None
-    return strip(picture, mask, border, keypoints, faces, SCALE, make_fit(verts, **scores), second)
+    return strip(picture, mask, border, keypoints, faces, SCALE, make_fit(verts, **scores), second, backend="torch")
 
 
 def tile(row: np.ndarray, number: int) -> np.ndarray:

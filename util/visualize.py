@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+
 from render.shading import shade
 
 from .camera import CROP, project
@@ -153,6 +154,7 @@ def strip(
     scale: torch.Tensor,
     coarse: Fit,
     refined: Fit | None = None,
+    backend: str = "auto",
 ) -> np.ndarray:
     """One row of tiles, each 224 pixels wide under its caption.
 
@@ -160,7 +162,8 @@ def strip(
     keypoints, the silhouette against the mask; last the finer of the meshes turned by 90 degrees, alone on white.
 
     picture (S, S, 3) uint8, the crop at any size; mask and border_mask (224, 224); keypoints (20, 3) row, column,
-    visible; faces (F, 3); scale (1,) the predicted scale of the camera. Returns (H, W, 3) uint8.
+    visible; faces (F, 3); scale (1,) the predicted scale of the camera; backend as in `render.rasterize`. Returns
+    (H, W, 3) uint8.
     """
     _check_picture(picture)
     if picture.shape[:2] != (CROP, CROP):
@@ -172,7 +175,7 @@ def strip(
     stages = [("coarse", coarse, COARSE_COLOR)] + ([("refined", refined, REFINED_COLOR)] if refined else [])
     for name, fit, color in stages:
         verts = fit.verts.detach()[None]  # (1, V, 3)
-        rgb, alpha = shade(project(verts, scale), faces, verts, CROP, color=color)
+        rgb, alpha = shade(project(verts, scale), faces, verts, CROP, color=color, backend=backend)
         points = draw_keypoints(picture, fit.keypoints, keypoints)
         silhouette = silhouette_comparison(fit.silhouette, mask, border_mask)
         tiles += [
@@ -188,7 +191,7 @@ def strip(
         ]
     name, fit, color = stages[-1]
     plane, turned = _turned(fit.verts.detach()[None], scale)
-    rgb, alpha = shade(plane, faces, turned, CROP, color=color)
+    rgb, alpha = shade(plane, faces, turned, CROP, color=color, backend=backend)
     white = np.full((CROP, CROP, 3), 255, np.uint8)
     tiles.append(add_caption(overlay(white, rgb[0], alpha[0], opacity=1.0), f"{name} mesh, turned by 90 degrees"))
 
