@@ -188,7 +188,7 @@ def _grid():
 
 
 def _surface_nets(points):
-    """Dual polygons of the zero level: vertices (N, 3), quads (Q, 4) turned outwards, which vertices lie on the mirror plane (N,)."""
+    """Dual polygons of the zero level: vertices (N, 3), quads (Q, 4) turned outwards, whether on the mirror plane (N,)."""
     distance = body_distance(points)
     inside = distance < 0
     cells = np.array(distance.shape) - 1
@@ -300,7 +300,7 @@ def _bones():
 
 
 def skin_weights(verts, faces, symmetry) -> np.ndarray:
-    """(V, J) skinning weights, at most four a vertex: nearness to each bone in units of its flesh, spread over the skin like heat."""
+    """(V, J) skinning weights, at most four a vertex: nearness to each bone in units of its flesh, spread like heat."""
     near = np.full((len(verts), len(PARENTS)), np.inf)
     for joint, a, b, radius_a, radius_b in _bones():
         a, b = np.array(a), np.array(b)
@@ -376,7 +376,8 @@ def joint_regressor(verts, weights, symmetry) -> np.ndarray:
 SHAPES = (
     "size", "leg length", "girth", "torso length", "neck length", "head size", "muzzle length", "muzzle depth", "ear length",
     "ear drop", "coat", "tail length", "tail thickness", "tail curl", "chest depth", "belly", "leg thickness", "paw size",
-    "hindquarters", "neck thickness", "skull width", "chest width", "back slope", "ear width", "hind angulation", "brow", "throat",
+    "hindquarters", "neck thickness", "skull width", "chest width", "back slope", "ear width", "hind angulation", "brow",
+    "throat",
 )  # fmt: skip
 
 
@@ -599,7 +600,7 @@ def _one_pose(generator, kind):
             p.leg(leg, [-0.62 + p.n(0.10), -0.86 + p.n(0.05), p.n(0.1), p.n(0.1)], p.n(0.02), p.n(0.05))
         for leg in _LEGS[2:]:
             p.leg(leg, [-0.48 + p.n(0.02), 0.74 + p.n(0.04), -0.76 + p.n(0.03), 0.45 + p.n(0.1)], p.u(0.1, 0.2), p.u(0, 0.3))
-        neck = p.u(-0.5, 0.7)
+        neck = p.u(-0.9, 0.2)
         tail = p.u(-0.2, 0.4)
     elif kind == "on its side":
         a[0, 0] += generator.choice((-1, 1)) * p.u(1.35, 1.7)
