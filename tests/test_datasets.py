@@ -372,9 +372,15 @@ def test_a_truncated_jpeg_is_found_wherever_it_ends(made_up, shared):
     path = made_up / "photo.jpg"
     path.write_bytes(whole + b"\0\0\0")  # what follows the end marker does no harm
     assert read_image(path).shape == (359, 480, 3)
-    for length in (0, 3, 300, len(whole) // 2, len(whole) - 2):
+    for length, message in (
+        (0, "not a readable picture"),
+        (3, "not a readable picture"),
+        (300, "not a readable picture"),
+        (len(whole) // 2, "truncated"),  # some versions of OpenCV give half a picture here
+        (len(whole) - 2, "truncated"),
+    ):
         path.write_bytes(whole[:length])
-        with pytest.raises(OSError, match=r"photo\.jpg is (truncated|not a readable picture)"):
+        with pytest.raises(OSError, match=rf"photo\.jpg is {message}"):
             read_image(path)
 
 
