@@ -1,0 +1,117 @@
+"""Losses and priors against recorded values, closed forms and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+from smal_model import SMAL, priors
+from smal_model.priors import GaussianPrior
+from util import losses
+
+REL = 1e-5
+
+
+def test_plain_losses_match_recorded_values(golden):
+    g = {k: torch.tensor(v) for k, v in golden("losses").items()}
+    found = {
+        "kp_l2": losses.keypoint_loss(g["kp_pred"], g["kp_gt"]),
+        "tversky_06_04": losses.tversky_loss(g["sil"][:, 0], g["seg"][:, 0], 0.6, 0.4),
+        "joint_limits": losses.joint_limit_loss(g["pose"], *priors.joint_limits()),
+    }
+    for name, value in found.items():
+        assert value.item() == pytest.approx(g[name].item(), rel=REL), name
+
+
+def test_laplacian_matches_recorded_value(golden):
+    g, faces = golden("losses"), golden("renderer")["body_side/faces"]
+    predicted, reference = torch.tensor(g["lap_pred"]), torch.tensor(g["lap_ref"])
+    laplacian = losses.mesh_laplacian(faces, predicted.shape[1])
+    assert losses.laplacian_loss(predicted, reference, laplacian).item() == pytest.approx(float(g["laplacian"]), rel=REL)
+
+
+def test_priors_match_recorded_values(shared, golden):
+    g = {k: torch.tensor(v) for k, v in golden("losses").items()}
+    folder = shared / "samples"
+    smal = SMAL(folder / "smal")
+    found = {
+        "shape_prior_smal": priors.shape_prior("smal", smal, folder)(g["betas20"]),
+        "shape_prior_unity": priors.shape_prior("unity", smal, folder)(g["betas26"]),
+        "pose_prior_smal": priors.pose_prior("smal", folder)(g["pose"]),
+        "pose_prior_unity": priors.pose_prior("unity", folder)(g["pose"]),
+    }
+    for name, value in found.items():
+        assert value.item() == pytest.approx(g[name].item(), rel=REL), name
+
+
+def test_joint_limit_table_is_the_recorded_one(shared):
+    import json
+
+    table = json.loads((shared / "golden" / "joint_limits.json").read_text())
+    low, high = priors.joint_limits()
+    np.testing.assert_allclose(low.numpy(), np.ravel([j["lo"] for j in table]), rtol=1e-6)
+    np.testing.assert_allclose(high.numpy(), np.ravel([j["hi"] for j in table]), rtol=1e-6)
+
+
+def test_hidden_keypoints_cost_nothing_but_count_in_the_mean():
+    labelled = torch.tensor([[[10.0, 20.0, 1.0], [0.0, 0.0, 0.0]]])
+    predicted = torch.tensor([[[13.0, 16.0], [500.0, -500.0]]])
+    assert losses.keypoint_loss(predicted, labelled).item() == (9 + 16) / 4
+
+
+def test_tversky_of_a_perfect_and_an_empty_silhouette():
+    mask = torch.zeros(2, 8, 8)
+    mask[:, 2:6, 2:6] = 1
+    assert losses.tversky_loss(mask, mask, 0.6, 0.4).item() == pytest.approx(0, abs=1e-6)
+    assert losses.tversky_loss(torch.zeros_like(mask), mask, 0.6, 0.4).item() == pytest.approx(1, abs=1e-4)
+    wide = torch.ones_like(mask)  # 32 true, 96 false positives
+    assert losses.tversky_loss(wide, mask, 0.6, 0.4).item() == pytest.approx(1 - 32 / (32 + 0.6 * 96), rel=1e-5)
+
+
+def test_laplacian_ignores_translation_and_sees_one_moved_vertex():
+    faces = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    verts = torch.randn(1, 4, 3, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    laplacian = losses.mesh_laplacian(faces, 4)
+    assert losses.laplacian_loss(verts + 3, verts, laplacian).item() == pytest.approx(0, abs=1e-5)
+    moved = verts.clone()
+    moved[0, 0, 0] += 1  # its own row changes by its degree 3, each neighbour's by 1
+    assert losses.laplacian_loss(moved, verts, laplacian).item() == pytest.approx((3 + 1 + 1 + 1) / 4, rel=1e-5)
+
+
+def _cases():
+    g = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    labelled = torch.cat([50 * draw(2, 20, 2), (draw(2, 20, 1) > 0).double()], -1)
+    mask = torch.rand(2, 6, 6, generator=g, dtype=torch.float64)
+    low, high = (x.double() for x in priors.joint_limits())
+    faces = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    laplacian = losses.mesh_laplacian(faces, 4).double()
+    coarse = draw(2, 4, 3)
+    prior = GaussianPrior(np.ones(9), np.arange(81.0).reshape(9, 9) / 40, skip=3).double()
+    return {
+        "keypoints": (lambda x: losses.keypoint_loss(x, labelled), 50 * draw(2, 20, 2)),
+        "tversky": (lambda x: losses.tversky_loss(x, mask, 0.6, 0.4), torch.rand(2, 6, 6, generator=g, dtype=torch.float64)),
+        "joint_limits": (lambda x: losses.joint_limit_loss(x, low, high), draw(2, 105)),
+        "laplacian": (lambda x: losses.laplacian_loss(x, coarse, laplacian), draw(2, 4, 3)),
+        "prior": (prior, draw(2, 9)),
+    }
+
+
+@pytest.mark.parametrize("name", list(_cases()))
+def test_gradients_agree_with_finite_differences(name):
+    function, x = _cases()[name]
+    assert torch.autograd.gradcheck(function, x.requires_grad_(), eps=1e-6, atol=1e-6)
+
+
+def test_pose_prior_does_not_see_the_global_rotation():
+    prior = GaussianPrior(np.zeros(9), np.eye(9), skip=3)
+    a, b = torch.zeros(1, 9), torch.zeros(1, 9)
+    b[:, :3] = 5
+    assert prior(a).item() == prior(b).item() == 0
+
+
+def test_wrong_length_is_named():
+    with pytest.raises(ValueError, match="9 numbers"):
+        GaussianPrior(np.zeros(9), np.eye(9))(torch.zeros(2, 8))
