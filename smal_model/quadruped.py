@@ -445,7 +445,7 @@ def shape_directions(verts, faces, weights) -> np.ndarray:
         "muzzle length": move(0.20 * _stretch(x, 0.74, 0.97, 0.03) * head * (1 - ears)),
         "muzzle depth": muzzle[:, None] * move(0, 0.16 * y, 0.18 * (z - 0.315)),
         "ear length": 0.25 * ears[:, None] * (ear[:, :1] * frame[:, 0]) * flip,
-        "ear drop": (ears[:, None] * np.cross(-0.5 * hinge, (verts - ear_base) * flip) + ear_t**2 * (0, -0.012, -0.035)) * flip,
+        "ear drop": (ears[:, None] * np.cross(-0.42 * hinge, (verts - ear_base) * flip) + ear_t**2 * (0, -0.012, -0.035)) * flip,
         "ear width": 0.22 * ears[:, None] * (ear[:, 1:2] * frame[:, 1]) * flip,
         "tail length": move(-0.16 * _stretch(-x, 0.60, 1.2, 0.03) * _ramp(tail, 0, 0.5)),
         "tail thickness": tail[:, None] * move(0, 0.30 * y, 0.30 * (z - np.interp(-x, -_TAIL_X, _TAIL_Z))),
@@ -491,7 +491,7 @@ BREEDS = {
                   "leg thickness": 0.5, "chest depth": 0.3},
     "mastiff": {"size": 1.1, "girth": 1.1, "head size": 1.0, "muzzle length": -1.5, "muzzle depth": 1.4, "leg thickness": 1.3,
                 "paw size": 1.0, "chest width": 1.3, "skull width": 1.0, "neck thickness": 1.0, "ear drop": 0.8},
-    "shepherd": {"ear drop": -1.2, "ear length": 0.6, "hind angulation": 1.0, "back slope": 0.8, "muzzle length": 0.6,
+    "shepherd": {"ear drop": -1.2, "ear length": 0.0, "hind angulation": 1.0, "back slope": 0.8, "muzzle length": 0.6,
                  "tail thickness": 1.0, "torso length": 0.4},
 }  # fmt: skip
 _SPREAD = 0.55  # standard deviation of every coefficient within a breed
