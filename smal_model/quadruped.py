@@ -300,7 +300,8 @@ def _bones():
 
 
 def skin_weights(verts, faces, symmetry) -> np.ndarray:
-    """(V, J) skinning weights, at most four a vertex: nearness to each bone in units of its flesh, spread like heat."""
+    """(V, J) skinning weights, the four largest a vertex (and their equals): nearness to each bone in units of its flesh, spread
+    over the skin like heat."""
     near = np.full((len(verts), len(PARENTS)), np.inf)
     for joint, a, b, radius_a, radius_b in _bones():
         a, b = np.array(a), np.array(b)
@@ -575,8 +576,8 @@ def _one_pose(generator, kind):
         phase, reach, lift = p.u(0, 2 * np.pi), p.u(0.55, 0.8), p.u(0.7, 1.0)
         for leg, offset in zip(_LEGS, (0, 0.5, np.pi + 0.2, np.pi + 0.6), strict=True):
             _stride(p, leg, phase + offset, reach, lift, leg[0] < joints.NECK)
-        a[2:7, 1] += 0.10 * np.cos(phase)
-        a[0, 1] += 0.15 * np.sin(phase)
+        a[2:7, 1] += 0.06 * np.cos(phase)
+        a[0, 1] += 0.12 * np.sin(phase)
         neck = p.u(-0.2, 0.3)
         tail = p.u(-0.2, 0.8)
     elif kind == "sitting":
@@ -635,7 +636,7 @@ def sample_pose(generator: np.random.Generator, n: int, kinds=None) -> np.ndarra
     return np.stack([_one_pose(generator, kind) for kind in kinds])
 
 
-def pose_prior_moments(num_samples: int = 4000, floor: float = 0.06):
+def pose_prior_moments(num_samples: int = 2000, floor: float = 0.06):
     """Mean (105,) of `sample_pose`, lower Cholesky factor (105, 105) of its precision; `floor` (radians) keeps that finite."""
     poses = sample_pose(np.random.default_rng(0), num_samples)
     poses[:, :3] = 0

@@ -1,0 +1,172 @@
+"""The made-up pictures: labels, masks and truth agree, files keep the layouts, a second run changes nothing."""
+
+import filecmp
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datasets import build_dataset, check
+from datasets.annotations import read_mask
+from datasets.synthetic import SETTINGS_FILE, SPLITS, Studio, main, make_data
+from render import coverage
+from smal_model import SMAL, joints
+from util.camera import project, to_pixels
+
+NUM_IMAGES = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "data"
+    assert make_data(folder, NUM_IMAGES, seed=3, num_workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smal(data):
+    return SMAL(data / "smal")
+
+
+def pictures(data):
+    """(entry, truth, image) of every photograph in StanfordExtra's layout."""
+    root = data / "StanfordExtra_v12"
+    for entry in json.loads((root / "StanfordExtra_v12.json").read_text()):
+        with np.load((root / "Truth" / entry["img_path"]).with_suffix(".npz")) as truth:
+            yield entry, dict(truth), cv2.imread(str(root / "Images" / entry["img_path"]))
+
+
+def on_photo(truth, points):
+    """(N, 2) x, y in the photograph, whole at pixel edges, and the depth (N,)."""
+    plane = project(torch.from_numpy(points)[None], torch.tensor([[float(truth["scale"])]]))[0]
+    left, top, side = truth["crop_square"]
+    rows, columns = (to_pixels(plane, 1).double() * side + torch.tensor([top, left])).T
+    return np.stack([columns, rows], 1), plane[:, 2].numpy()
+
+
+def test_keypoints_are_the_projected_joints(data):
+    seen = np.zeros(20, int)
+    for entry, truth, _ in pictures(data):
+        labels = np.array(entry["joints"])
+        assert labels.shape == (24, 3) and (labels[20:] == 0).all() and set(np.unique(labels[:, 2])) <= {0, 1}
+        wanted, _ = on_photo(truth, truth["joints"][list(joints.KEYPOINT_JOINTS)])
+        visible = labels[:20, 2] > 0
+        np.testing.assert_allclose(labels[:20, :2][visible], (wanted - 0.5)[visible], atol=2e-3)
+        assert (labels[:20][~visible] == 0).all()
+        inside = (wanted > 0).all(1) & (wanted < (entry["img_width"], entry["img_height"])).all(1)
+        assert not (visible & ~inside).any()
+        assert visible.sum() >= 4
+        seen += visible
+    assert (seen > 0.3 * NUM_IMAGES).all()
+
+
+def test_masks_are_the_renderers(data, smal):
+    unhidden = 0
+    for entry, truth, _ in pictures(data):
+        mask, size = read_mask(entry).astype(bool), (entry["img_width"], entry["img_height"])
+        xy, depth = on_photo(truth, truth["verts"])
+        plane = np.stack([2 * xy[:, 0] / size[0] - 1, 1 - 2 * xy[:, 1] / size[1], depth], 1).astype(np.float32)
+        rendered = coverage(torch.from_numpy(plane)[None], smal.faces, size[::-1])[0].numpy() >= 0.5
+        assert (mask & ~rendered).sum() <= 3  # rounding, at the outline
+        assert (mask & rendered).sum() > 0.6 * rendered.sum()
+        unhidden += (mask ^ rendered).sum() <= 3
+        x, y, w, h = entry["img_bbox"]
+        rows, columns = np.nonzero(mask)
+        slack = 0.04 * max(w, h) + 1
+        for found, low, high in ((columns, x, x + w), (rows, y, y + h)):
+            assert abs(found.min() - low) <= slack and abs(found.max() + 1 - high) <= slack
+    assert unhidden > NUM_IMAGES / 2
+
+
+def test_truth_is_the_layers_output(data, smal):
+    for _, truth, _ in pictures(data):
+        with torch.inference_mode():
+            given = {k: torch.from_numpy(truth[k].astype(np.float32))[None] for k in ("betas", "pose", "trans", "del_v")}
+            out = smal(**given)
+        np.testing.assert_allclose(out.verts[0], truth["verts"], atol=2e-4)  # the deformation is stored in half precision
+        np.testing.assert_allclose(out.joints[0], truth["joints"], atol=2e-4)
+
+
+def test_deformations_lie_outside_the_shape_space(data, smal):
+    space = Studio(data / "smal").shape_space
+    for _, truth, _ in pictures(data):
+        moved = truth["del_v"].astype(np.float64)
+        assert np.abs(space.T @ moved.ravel()).max() < 0.01 * np.linalg.norm(moved)
+        size = np.linalg.norm(moved, axis=1)
+        assert 0.010 < np.sqrt((size**2).mean()) < 0.040 and size.max() < 0.16
+        edge = smal.faces.numpy()[:, :2]
+        steps = np.linalg.norm(moved[edge[:, 0]] - moved[edge[:, 1]], axis=1)
+        assert np.sqrt((steps**2).mean()) < 0.5 * np.sqrt((size**2).mean())  # smooth from vertex to vertex
+
+
+def test_photographs_differ_and_are_never_white(data):
+    sizes, breeds, means = set(), set(), []
+    for entry, _, image in pictures(data):
+        assert image.shape == (entry["img_height"], entry["img_width"], 3)
+        assert (image.min(2) == 255).mean() < 0.001
+        sizes.add(image.shape)
+        breeds.add(entry["img_path"].split("/")[0])
+        means.append(image.mean((0, 1)))
+    assert len(sizes) == NUM_IMAGES and len(breeds) >= 4
+    assert np.std(means, axis=0).min() > 10
+
+
+def test_splits_share_the_pictures_out(data):
+    root = data / "StanfordExtra_v12"
+    parts = {s: np.load(root / f"{s}_stanford_StanfordExtra_v12.npy") for s in SPLITS}
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(NUM_IMAGES))
+    assert all(abs(len(p) - SPLITS[s] * NUM_IMAGES) <= 1 for s, p in parts.items())
+
+
+@pytest.mark.parametrize("name", ["stanford", "animal_pose"])
+def test_data_sets_open_and_pass_the_check(data, smal, name):
+    assert check.main(check.get_parser().parse_args(["--dataset", name, "--data_dir", str(data)])) == 0
+    dataset = build_dataset(name, data, "test", truth=True)
+    assert dataset.excluded == 0
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        assert sample["truth_verts"].shape == (smal.num_verts, 3) and sample["truth_joints"].shape == (41, 3)
+        assert sample["mask"].max() == 1 and sample["border_mask"].mean() > 0.3
+        # The truth's own camera gives the labels of the evaluation crop, up to the crop's place and size.
+        labels = sample["keypoints"].numpy()
+        truth = np.load(dataset.truth_path(sample["index"]))
+        plane = project(sample["truth_joints"][None], torch.tensor([[float(truth["scale"])]]))[0]
+        wanted = to_pixels(plane)[list(joints.KEYPOINT_JOINTS)].numpy()
+        visible = labels[:, 2] > 0
+        ours, theirs = (p[visible] - p[visible].mean(0) for p in (wanted, labels[:, :2]))
+        zoom = (ours * theirs).sum() / (ours * ours).sum()
+        assert 0.7 < zoom < 1.6 and np.abs(zoom * ours - theirs).max() < 1.6
+
+
+def test_animal_pose_lacks_what_the_real_one_lacks(data):
+    for entry in json.loads((data / "animal_pose" / "animal_pose_data.json").read_text()):
+        assert all(entry["joints"][k] == [0, 0, 0] for k in (13, 17, 18, 19, 20, 21, 22, 23))
+
+
+def test_two_runs_give_the_same_bytes(data, tmp_path):
+    again = tmp_path / "again"
+    make_data(again, NUM_IMAGES, seed=3, num_workers=2)
+    files = sorted(str(p.relative_to(data)) for p in data.rglob("*") if p.is_file())
+    assert files == sorted(str(p.relative_to(again)) for p in again.rglob("*") if p.is_file())
+    assert filecmp.cmpfiles(data, again, files, shallow=False)[1:] == ([], [])
+
+
+def test_reuses_its_own_folder_and_spares_others(data, tmp_path, capsys):
+    written = (data / SETTINGS_FILE).stat().st_mtime_ns
+    assert not make_data(data, NUM_IMAGES, seed=3)
+    main(["--data_dir", str(data), "--num_images", str(NUM_IMAGES), "--seed", "3"])
+    assert "nothing was made" in capsys.readouterr().out
+    assert (data / SETTINGS_FILE).stat().st_mtime_ns == written
+    with pytest.raises(FileExistsError, match="other settings"):
+        make_data(data, NUM_IMAGES, seed=4)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="not empty"):
+        make_data(tmp_path / "mine", NUM_IMAGES)
+    with pytest.raises(ValueError, match="at least 20"):
+        make_data(tmp_path / "new", 3)
+    with pytest.raises(SystemExit):
+        main(["--data_dir", str(data), "--seed", "4"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"] and len(list(data.parent.iterdir())) == 1
