@@ -68,11 +68,13 @@ class _Encoder(nn.Module):
             nn.init.normal_(layer.weight, 0, 0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, image):
+    def forward(self, image, bf16: bool):
         """image (B, 3, S, S) -> code z (B, 100), flattened features (B, num_features), maps."""
-        maps = self.resnet_conv(image)
-        flat = self.enc_conv1(maps[-1]).flatten(1)  # (B, 18432) for ResNet-50 at 224
-        return self.enc_fc(flat), flat, maps
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+            maps = self.resnet_conv(image)
+            flat = self.enc_conv1(maps[-1]).flatten(1)  # (B, 18432) for ResNet-50 at 224
+        flat = flat.float()
+        return self.enc_fc(flat), flat, [m.float() for m in maps]
 
 
 class _Head(nn.Module):
@@ -127,6 +129,7 @@ class CoarseModel(nn.Module):
             raise ValueError("shape_init 'unity' needs unity_mean (smal_model.priors.unity_betas)")
         self.smal = smal
         self.img_res = img_res
+        self.bf16 = False
         self.encoder = _Encoder(backbone, img_res)
         if backbone_weights is not None:
             self.encoder.resnet_conv.resnet.load_state_dict(backbone_weights)
@@ -145,6 +148,11 @@ class CoarseModel(nn.Module):
         offset[:3] = torch.tensor(GLOBAL_ROTATION)
         self.register_buffer("pose_offset", offset, persistent=False)
 
+    def use_bf16(self):
+        """Runs the convolutions in bfloat16, channels last, where gradients are taken; evaluation stays in float32."""
+        self.bf16 = True
+        self.encoder.to(memory_format=torch.channels_last)
+
     @property
     def feature_channels(self) -> list[int]:
         return self.encoder.resnet_conv.channels
@@ -153,7 +161,7 @@ class CoarseModel(nn.Module):
         expected = (3, self.img_res, self.img_res)
         if image.ndim != 4 or tuple(image.shape[1:]) != expected:
             raise ValueError(f"picture batch of shape {tuple(image.shape)}, expected (B, {', '.join(map(str, expected))})")
-        z, flat, maps = self.encoder(image)
+        z, flat, maps = self.encoder(image, self.bf16 and torch.is_grad_enabled())
         heads = self.code_predictor
         scale = heads["scale_predictor"](z)  # (B, 1)
         trans = heads["trans_predictor"](z)  # (B, 3)

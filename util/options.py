@@ -116,6 +116,7 @@ def _training(parser, epochs):
     group.add_argument("--lr", type=_not_negative(float), default=1e-4, help="Adam's learning rate (default: %(default)s)")
     group.add_argument("--load_optimizer", action="store_true", help="with --resume: take over the optimiser's state")
     group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
+    group.add_argument("--bf16", action="store_true", help="convolutions in bfloat16 while training: faster, less exact")
     group.add_argument("--flip", action="store_true", help="augment by mirror images too")
     group.add_argument(
         "--backbone_weights", default="imagenet", help="start of a new backbone: imagenet, none, or a file (default: %(default)s)"

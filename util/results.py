@@ -100,6 +100,7 @@ def batch_strips(batch: dict, output, faces, renderer: str, values: dict | None 
             faces,
             output.scale[i],
             *(stage[i] for stage in fits),
+            backend=renderer,
         )
         for i in range(len(batch["image"]))
     ]

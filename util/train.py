@@ -34,6 +34,8 @@ def train(args, refined: bool):
             start_from(model, checkpoint)
         if frozen:
             model.freeze_coarse()
+        if args.bf16:
+            (model.meshnet if refined else model).use_bf16()
         model.to(device)
         train_set, val_set = build_training_sets(args)
         if args.evaluate:
