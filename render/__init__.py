@@ -134,6 +134,8 @@ def _load(name: str, verts: Tensor) -> ModuleType:
         )
     if name != "torch" and verts.dtype != torch.float32:
         raise TypeError(f"the renderer backend {name!r} computes in float32, found verts of type {verts.dtype}; use 'torch'")
+    if name == "numba" and verts.device.type != "cpu":
+        raise ValueError(f"the renderer backend 'numba' needs CPU tensors, found verts on {verts.device}; use 'auto'")
     return importlib.import_module(f"{__name__}.{module}")
 
 
