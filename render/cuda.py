@@ -130,7 +130,9 @@ class _Lists:
         self.starts = counts.cumsum(0) - counts
         self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=verts.device)
         if len(self.entries):
-            _fill[programs](self.boxes, self.starts.clone(), self.entries, total, len(faces), *self.grid, TILE, FACES, enable_fp_fusion=False)
+            _fill[programs](
+                self.boxes, self.starts.clone(), self.entries, total, len(faces), *self.grid, TILE, FACES, enable_fp_fusion=False
+            )
 
 
 def _check_device(verts: Tensor) -> None:
@@ -223,9 +225,7 @@ def _set_up(
 
 
 @triton.jit
-def _fill(
-    boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, TILE: tl.constexpr, FACES: tl.constexpr
-):
+def _fill(boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, TILE: tl.constexpr, FACES: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)
     there = n < total
     image = n // num_faces

@@ -35,9 +35,7 @@ def soft_silhouette(verts: Tensor, faces: Tensor, size: tuple[int, int], sigma: 
     for mesh in verts:
         total = mesh.new_zeros(size[0] * size[1]) + mesh[:0].sum()
         for pair_face, row, column in _pairs(mesh, faces, size, blur_radius**0.5):
-            total = total + checkpoint(
-                add_chunk, mesh, pair_face, row, column, use_reentrant=False, preserve_rng_state=False
-            )
+            total = total + checkpoint(add_chunk, mesh, pair_face, row, column, use_reentrant=False, preserve_rng_state=False)
         pictures.append(-torch.expm1(-total).view(1, *size))
     return torch.cat(pictures)
 

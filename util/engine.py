@@ -18,7 +18,7 @@ from .checkpoint import save_checkpoint
 from .logging import BEST, CHECKPOINT, RunFolder
 from .losses import Criterion
 
-SAVE_SECONDS = 30  # epochs shorter than this share a checkpoint and pictures
+VALIDATION_SECONDS = 30  # epochs shorter than this share validation, checkpoint and pictures
 NUM_PICTURES = 4  # validation images shown in TensorBoard
 
 
@@ -165,41 +165,36 @@ def fit(
     """Trains from progress.epoch to args.nEpochs, validating, logging and saving each epoch.
 
     `saved` is written into every checkpoint (options, stage); draw(batch, output) gives the picture for TensorBoard.
-    Epochs under SAVE_SECONDS share a checkpoint and pictures; the best weights and the last ones are always saved.
+    Epochs shorter than VALIDATION_SECONDS share validation, checkpoint and pictures.
     """
     batches = EpochBatches(len(train_set), args.batch_size, args.seed)
     train_loader = make_loader(train_set, args.batch_size, args.num_works, device, batches)
     val_loader = make_loader(val_set, args.batch_size, min(args.num_works, len(val_set)), device)
     shown = default_collate([val_set[i] for i in range(min(NUM_PICTURES, len(val_set)))])
     shown = to_device(shown, device)
-    last_save = time.monotonic()
+    last_validation = time.monotonic()
     for epoch in range(progress.epoch, args.nEpochs):
         start = time.monotonic()
         train_set.set_epoch(epoch)
         batches.epoch = epoch
         terms, steps = train_epoch(model, criterion, optimizer, train_loader, device, f"epoch {epoch + 1}/{args.nEpochs}")
-        scores = evaluate(model, val_loader, device, args.renderer)
-        means, merit = scores.means(), scores.figure_of_merit()
         progress.epoch, progress.step = epoch + 1, progress.step + steps
-
         run.scalars("train", terms, progress.step)
-        run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, progress.step)
-        better = merit > progress.best_score
-        if better:
-            progress.best_score = merit
-        content = {"state_dict": model.state_dict(), **vars(progress), **saved}
-        if better:
-            save_checkpoint(run.folder / BEST, content)
-        last = epoch + 1 == args.nEpochs
-        if last or time.monotonic() - last_save > SAVE_SECONDS or time.monotonic() - start > SAVE_SECONDS:
+        line = f"epoch {epoch + 1}/{args.nEpochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+
+        if epoch + 1 == args.nEpochs or time.monotonic() - last_validation > VALIDATION_SECONDS:
+            scores = evaluate(model, val_loader, device, args.renderer)
+            means, merit = scores.means(), scores.figure_of_merit()
+            run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, progress.step)
+            shown_means = [k for k in ("pck", "iou", "pck_refined", "iou_refined") if k in means]
+            line += "  |  val " + "  ".join(f"{k} {100 * means[k]:.1f}" for k in shown_means)
+            if merit > progress.best_score:
+                progress.best_score = merit
+                line += "  best"
+                save_checkpoint(run.folder / BEST, {"state_dict": model.state_dict(), **vars(progress), **saved})
             state = {"optimizer": optimizer.state_dict(), "random_state": torch.get_rng_state()}
-            save_checkpoint(run.folder / CHECKPOINT, content | state)
+            save_checkpoint(run.folder / CHECKPOINT, {"state_dict": model.state_dict(), **vars(progress), **saved, **state})
             with torch.no_grad():
                 run.picture("val", draw(shown, model.eval()(shown["image"])), progress.step)
-            last_save = time.monotonic()
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        val = "  ".join(
-            f"{name} {100 * means[name]:.1f}" for name in ("pck", "iou", "pck_refined", "iou_refined") if name in means
-        )
-        seconds = f"{time.monotonic() - start:.1f} s"
-        run.line(f"epoch {epoch + 1}/{args.nEpochs}  {losses}  |  val {val}{'  best' if better else ''}  |  {seconds}")
+            last_validation = time.monotonic()
+        run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
