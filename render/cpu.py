@@ -45,8 +45,8 @@ def _jit(**options) -> Callable:
     return decorate
 
 
-exact = _jit()
-fast = _jit(fastmath={"nnan", "ninf", "nsz", "arcp", "contract"})  # sums keep their order
+exact = _jit(fastmath=False)  # said, since a function compiled on behalf of another would take that one's
+fast = _jit(fastmath={"nnan", "ninf", "nsz", "contract"})  # sums keep their order
 reorder = _jit(fastmath=True)
 
 

@@ -1,0 +1,98 @@
+"""Scenes for the renderer's tests, and one way to run them through any backend.
+
+Triton runs in its interpreter, in a process of its own since the interpreter must be chosen before Triton is imported:
+`python render_scenes.py <backend> <scenes.npz> <results.npz>`.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKENDS = ["torch", "numba", "triton", "pytorch3d"]
+
+
+def require(backend: str) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"the package {backend} is not installed")
+
+
+def soup(seed: int, batch: int, triangles: int, spread: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles at random, a few of them beyond the picture's edges: verts (B, 3F, 3) float32, faces (F, 3) int64."""
+    random = np.random.default_rng(seed)
+    centres = random.uniform(-1.1, 1.1, (batch, triangles, 1, 3))
+    verts = centres + random.normal(0, spread, (batch, triangles, 3, 3))
+    verts[..., 2] = 3 + random.uniform(0, 2, (batch, triangles, 1)) + 0.3 * verts[..., 2]
+    return verts.reshape(batch, -1, 3).astype(np.float32), np.arange(3 * triangles).reshape(-1, 3)
+
+
+def scene(verts, faces, size, sigma=1e-4, blur_radius=None, supersample=2) -> dict:
+    return {
+        "verts": np.asarray(verts, np.float32),
+        "faces": np.asarray(faces, np.int64).reshape(-1, 3),
+        "size": np.asarray(size),
+        "sigma": sigma,
+        "blur_radius": -1.0 if blur_radius is None else blur_radius,
+        "supersample": supersample,
+    }
+
+
+def run_here(backend: str, scenes: list[dict]) -> list[dict]:
+    """Silhouette, gradient of the sum of weights * silhouette, coverage and z-buffer of each scene, as arrays."""
+    import render
+
+    results = []
+    for s in scenes:
+        verts = torch.tensor(s["verts"], requires_grad=True)
+        faces, size = torch.tensor(s["faces"]), tuple(int(n) for n in s["size"])
+        result = {}
+        if backend != "pytorch3d" or size[0] == size[1]:
+            blur_radius = None if s["blur_radius"] < 0 else float(s["blur_radius"])
+            silhouette = render.soft_silhouette(verts, faces, size, float(s["sigma"]), blur_radius, backend)
+            (silhouette * torch.tensor(weights(silhouette.shape))).sum().backward()
+            result = {"silhouette": silhouette.detach().numpy(), "grad": verts.grad.numpy()}
+        nearest = render.rasterize(verts, faces, size, backend)
+        result["coverage"] = render.coverage(verts, faces, size, int(s["supersample"]), backend).numpy()
+        result.update(face=nearest.face.numpy(), depth=nearest.depth.numpy(), bary=nearest.bary.numpy())
+        results.append(result)
+    return results
+
+
+def weights(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(7).uniform(0, 1, shape).astype(np.float32)
+
+
+def run(backend: str, scenes: list[dict], folder: Path) -> list[dict]:
+    """As run_here; Triton in a process of its own."""
+    require(backend)
+    if backend != "triton":
+        return run_here(backend, scenes)
+    given, got = folder / "scenes.npz", folder / "results.npz"
+    np.savez(given, **{f"{n}/{key}": value for n, s in enumerate(scenes) for key, value in s.items()})
+    settings = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, backend, given, got], env=settings, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return unpack(got)
+
+
+def unpack(path: Path) -> list[dict]:
+    groups: dict[int, dict] = {}
+    with np.load(path) as arrays:
+        for name, value in arrays.items():
+            number, key = name.split("/")
+            groups.setdefault(int(number), {})[key] = value
+    return [groups[n] for n in sorted(groups)]
+
+
+if __name__ == "__main__":
+    _, backend, given, got = sys.argv
+    results = run_here(backend, unpack(Path(given)))
+    np.savez(got, **{f"{n}/{key}": value for n, result in enumerate(results) for key, value in result.items()})
