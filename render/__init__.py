@@ -17,7 +17,7 @@ What counts, on every backend:
   - a face is left out, with zero gradient, when a coordinate of its corners is not finite or exceeds 1e9 in magnitude,
     or when its doubled area in the image plane is at most 1e-8;
   - a face does not count at a pixel where its depth there (barycentrics clipped to the triangle) is negative, so faces
-    behind the camera are left out (PyTorch3D leaves out every face with a corner behind the camera, as a whole);
+    behind the camera are left out (PyTorch3D leaves out, as a whole, every face with a corner of depth below 1e-8);
   - a pixel is inside a face where all its barycentrics are > 0; outside, a face counts only where the squared distance
     to its nearest edge is below `blur_radius`; an edge with squared length at most 1e-8 counts as its end point;
   - of faces at the same depth the first is the nearest;

@@ -1,9 +1,9 @@
 """The same three functions over PyTorch3D's mesh rasterizer, for comparison.
 
 PyTorch3D keeps the nearest faces of each pixel in memory; here it is given as many places as any pixel can need, so that
-nothing is cut off. Three things differ from the other backends: it leaves out, as a whole, faces with a corner of depth
-below 1e-8; it divides barycentrics by the doubled area + 1e-8, which moves depths on tiny faces; and soft silhouettes
-are only possible for square pictures, since its distances are in square pixels. On CUDA it has at most 150 places.
+nothing is cut off. Two things differ from the other backends: it leaves out, as a whole, faces with a corner of depth
+below 1e-8, and soft silhouettes are only possible for square pictures, since its distances are in square pixels. On CUDA
+it has at most 150 places.
 """
 
 import torch
@@ -74,7 +74,11 @@ def _calls(verts: Tensor, faces: Tensor, size: tuple[int, int], blur_radius: flo
             yield group, kept.new_full((1,), -1), empty.long(), empty, verts.new_full((*shape, 3), -1), empty
             continue
         meshes = Meshes([v * stretch for v in verts[group]], [faces[u].long() for u in usable[group]])
-        yield group, kept, *rasterize_meshes(meshes, size, blur_radius, places, max_faces_per_bin=len(kept))
+        yield (
+            group,
+            kept,
+            *rasterize_meshes(meshes, size, blur_radius, places, max_faces_per_bin=len(kept), clip_barycentric_coords=True),
+        )
 
 
 def _most_faces(corners: Tensor, size: tuple[int, int], reach: float) -> int:
