@@ -69,7 +69,7 @@ def vertex_normals(verts: Tensor, faces: Tensor) -> Tensor:
     The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that the viewer sees turn
     counter-clockwise have theirs pointing away. Faces that are not finite do not count; vertices without a face have 0.
     """
-    first, second, third = verts[:, faces.flatten()].view(len(verts), -1, 3, 3).unbind(2)  # (B, F, 3) each
+    first, second, third = verts[:, faces.flatten()].view(len(verts), len(faces), 3, 3).unbind(2)  # (B, F, 3) each
     face_normals = torch.linalg.cross(second - first, third - first, dim=2)  # (B, F, 3)
     face_normals = torch.where(face_normals.isfinite().all(2, keepdim=True), face_normals, 0)
     sums = torch.zeros_like(verts)

@@ -1,0 +1,162 @@
+"""How the fast backends run: from several threads, after a fork, in little memory, from a folder that is read-only."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from render_scenes import ROOT, require, soup
+
+import render
+
+
+def gradient(seed: int, size: int = 64) -> torch.Tensor:
+    verts, faces = soup(seed, 2, 60, 0.1)
+    verts = torch.tensor(verts, requires_grad=True)
+    render.soft_silhouette(verts, torch.tensor(faces), size, 1e-3, backend="numba").square().sum().backward()
+    return verts.grad
+
+
+def test_several_threads_at_once():
+    require("numba")
+    expected = [gradient(seed) for seed in range(6)]
+    results: dict[tuple[int, int], torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        for turn in range(5):
+            results[seed, turn] = gradient(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 30
+    assert all(torch.equal(result, expected[seed]) for (seed, _), result in results.items())
+
+
+def _in_child(queue) -> None:
+    queue.put(gradient(1).numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork():
+    """As in a data loader's worker: the parent's helper threads do not exist there."""
+    require("numba")
+    expected = gradient(1).numpy()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,), daemon=True)
+    child.start()
+    result = queue.get(timeout=60)
+    child.join(10)
+    assert np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_thread_counts_agree(threads):
+    require("numba")
+    before, expected = torch.get_num_threads(), gradient(2)
+    try:
+        torch.set_num_threads(threads)
+        result = gradient(2)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_memory_is_a_few_pictures_and_the_vertices():
+    require("numba")
+    gradient(3)
+    batch, size = 4, 200
+    verts, faces = soup(3, batch, 500, 0.1)
+    verts, faces = torch.tensor(verts, requires_grad=True), torch.tensor(faces)
+    picture = batch * size * size * 4
+    tracemalloc.start()
+    render.soft_silhouette(verts, faces, size, backend="numba").sum().backward()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * picture + 8 * verts.numel() * 4 + 8 * faces.numel() + 500_000
+
+
+def test_reference_memory_does_not_grow_with_the_faces(monkeypatch):
+    sizes = []
+    original = render.torch_reference._squared_distance
+    monkeypatch.setattr(
+        render.torch_reference,
+        "_squared_distance",
+        lambda points, corners: (sizes.append(len(points)), original(points, corners))[1],
+    )
+    monkeypatch.setattr(render.torch_reference, "PAIRS_PER_CHUNK", 1000)
+    verts, faces = soup(3, 1, 40, 0.5)
+    result = render.soft_silhouette(torch.tensor(verts), torch.tensor(faces), 32, backend="torch")
+    assert max(sizes) <= 1000 and len(sizes) > 3
+    monkeypatch.undo()
+    assert torch.allclose(
+        result, render.soft_silhouette(torch.tensor(verts), torch.tensor(faces), 32, backend="torch"), atol=1e-6
+    )
+
+
+SCRIPT = """
+import torch, render, render.cpu
+verts = torch.tensor([[[-0.5, -0.5, 1], [0.5, -0.5, 1], [0, 0.5, 1.0]]])
+print(render.soft_silhouette(verts, torch.tensor([[0, 1, 2]]), 8, backend="numba").sum().item() > 1)
+print(len(render.cpu._soft_forward.stats.cache_hits), len(render.cpu._soft_forward.stats.cache_misses))
+"""
+
+
+def test_compiled_code_is_kept_in_another_folder_where_the_package_is_read_only(tmp_path):
+    require("numba")
+    package = tmp_path / "installed"
+    shutil.copytree(ROOT / "render", package / "render", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "render" / "__pycache__").write_text("a file in the folder's place: nothing can be written beside the code")
+    environment = {**os.environ, "PYTHONPATH": str(package), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    for expected in ("0 1", "1 0"):  # compiled, then read
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.split("\n")[:2] == ["True", expected], done.stderr[-2000:]
+    assert list(Path(tmp_path / "cache").rglob("*.nbi"))
+
+
+def test_importing_the_package_imports_no_backend():
+    code = "import sys, render; print([m for m in ('numba', 'triton.language', 'pytorch3d', 'render.cpu') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+COMPILE = """
+import triton, render.cuda as cuda
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+kinds = {"faces": "*i64", "counts": "*i64", "starts": "*i64", "entries": "*i64", "cursors": "*i64", "face": "*i64",
+         "boxes": "*i32", "covered": "*u8"}
+numbers = {"reach", "scale", "limit", "factor"}
+floats = {"verts", "records", "product", "upstream", "grad", "depth", "bary"}
+constants = {"SOFT": True, "TILE": cuda.TILE, "FACES": cuda.FACES, "RECORD": cuda.RECORD, "CHUNK": cuda.CHUNK,
+             "ROWS": cuda.WINDOW[0], "COLUMNS": cuda.WINDOW[1]}
+for kernel in (cuda._set_up, cuda._fill, cuda._soft_forward, cuda._soft_backward, cuda._cover, cuda._nearest):
+    names = kernel.arg_names
+    kinds.update({n: "constexpr" for n in constants} | {n: "*fp32" for n in floats} | {n: "fp32" for n in numbers})
+    values = {(names.index(n),): v for n, v in constants.items() if n in names}
+    source = ASTSource(fn=kernel, signature={n: kinds.get(n, "i32") for n in names}, constexprs=values)
+    print(kernel.__name__, len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 1000)
+"""
+
+
+def test_triton_kernels_compile_for_a_gpu(tmp_path):
+    """For an H100 or H200, without one at hand: this says nothing of their speed."""
+    require("triton")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.count("True") == 6, done.stdout + done.stderr[-2000:]
