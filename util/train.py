@@ -46,7 +46,7 @@ def train(args, refined: bool):
         if args.batch_size < 2 and not frozen:
             raise ValueError("--batch_size 1: batch norm cannot learn from a single image; give 2 or more")
         criterion = build_criterion(args, model.smal, refined).to(device)
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=args.lr)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=args.lr, fused=True)
         progress = _take_over(args, checkpoint, continued, optimizer) if checkpoint else Progress()
         if args.start_epoch is not None:
             progress.epoch = args.start_epoch
