@@ -69,7 +69,7 @@ class _SoftSilhouette(torch.autograd.Function):
         def work(b: int, band: int, top: int, bottom: int) -> None:
             _soft_forward(mesh[b], corners, product[b], silhouette[b], top, bottom, scale, reach, limit)
 
-        _share(work, len(mesh), size[0])
+        _share(work, len(mesh), size[0], _bands(len(mesh), size[0]))
         ctx.save_for_backward(verts, faces, torch.from_numpy(product))
         ctx.settings = size, sigma, blur_radius
         return torch.from_numpy(silhouette)
@@ -88,7 +88,7 @@ class _SoftSilhouette(torch.autograd.Function):
         def work(b: int, band: int, top: int, bottom: int) -> None:
             _soft_backward(mesh[b], corners, product[b], upstream[b], grad[b, band], top, bottom, scale, reach, limit)
 
-        _share(work, len(mesh), size[0])
+        _share(work, len(mesh), size[0], bands)
         grad_verts = np.zeros(verts.shape, np.float32)
         np.multiply(grad.sum(1), F(-2 * math.log(2)), out=grad_verts[..., :2])
         return torch.from_numpy(grad_verts), None, None, None, None
@@ -103,7 +103,7 @@ def coverage(verts: Tensor, faces: Tensor, size: tuple[int, int], supersample: i
     def work(b: int, band: int, top: int, bottom: int) -> None:
         _cover(mesh[b], corners, columns, rows, covered[b], top, bottom, supersample)
 
-    _share(work, len(mesh), size[0])
+    _share(work, len(mesh), size[0], _bands(len(mesh), size[0]))
     return torch.from_numpy(covered)
 
 
@@ -118,7 +118,7 @@ def rasterize(verts: Tensor, faces: Tensor, size: tuple[int, int]) -> tuple[Tens
     def work(b: int, band: int, top: int, bottom: int) -> None:
         _nearest(mesh[b], corners, columns, rows, face[b], depth[b], bary[b], top, bottom)
 
-    _share(work, len(mesh), size[0])
+    _share(work, len(mesh), size[0], _bands(len(mesh), size[0]))
     return torch.from_numpy(face), torch.from_numpy(depth), torch.from_numpy(bary)
 
 
@@ -147,9 +147,8 @@ def _bands(images: int, height: int) -> int:
     return max(1, min(math.ceil(3 * torch.get_num_threads() / max(images, 1)), height // 8))
 
 
-def _share(work: Callable[[int, int, int, int], None], images: int, height: int) -> None:
+def _share(work: Callable[[int, int, int, int], None], images: int, height: int, bands: int) -> None:
     """Call work(image, band, first row, end row) for each image and band, on all threads."""
-    bands = _bands(images, height)
     edges = [height * band // bands for band in range(bands + 1)]
     queue = deque((b, band, edges[band], edges[band + 1]) for b in range(images) for band in range(bands))
 
