@@ -38,6 +38,11 @@ class CoarseToFine(nn.Module):
         self.coarse_frozen = True
         self.meshnet.requires_grad_(False).eval()
 
+    def use_bf16(self):
+        """Runs both networks (not the body) in bfloat16 where gradients are taken; evaluation stays in float32."""
+        self.meshnet.use_bf16()
+        self.graphnet.bf16 = True
+
     def train(self, mode: bool = True):
         super().train(mode)
         if self.coarse_frozen:

@@ -54,6 +54,7 @@ class Refiner(nn.Module):
         self.levels = list(range(num_downsampling, num_levels))
         self.feature_channels = list(feature_channels)
         self.local_feat = local_feat
+        self.bf16 = False  # run in bfloat16 where gradients are taken
         c, n = num_channels, len(self.levels)
         inputs = 3 + self.feature_channels[-1] + (sum(self.feature_channels) if local_feat else 0)
         self.lin1 = GraphLinear(inputs, 2 * c)
@@ -99,6 +100,10 @@ class Refiner(nn.Module):
 
     def forward(self, verts, scale, features: ImageFeatures) -> torch.Tensor:
         """verts (B, V, 3) coarse, in camera space; scale (B, 1) of the camera; features of the picture."""
+        with torch.autocast(verts.device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled()):
+            return self._offsets(verts, scale, features).to(verts.dtype)
+
+    def _offsets(self, verts, scale, features):
         h = self.hierarchy
         for level in range(self.levels[0]):
             verts = h.down(verts, level)

@@ -28,7 +28,8 @@ class _SparseProduct(torch.autograd.Function):
 def _product(matrix, x):
     batch, rows, channels = x.shape
     flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
-    return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # sparse products exist in float32 and float64
+        return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
 
 
 class SparseMap(nn.Module):

@@ -109,7 +109,7 @@ class _Split(Subset):
 def build_training_sets(args):
     """Training and validation set. Without a validation split, every tenth training image validates, and a line says so."""
     common = {"name": args.dataset, "data_dir": args.data_dir, "img_res": args.img_res, "seed": args.seed}
-    train = datasets.build_dataset(split="train", augment=True, flip=args.flip, **common)
+    train = datasets.build_dataset(split="train", augment=not args.no_augment, flip=args.flip, **common)
     if datasets.has_split(args.dataset, args.data_dir, "val"):
         val = datasets.build_dataset(split="val", **common)
     else:

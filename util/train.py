@@ -35,7 +35,7 @@ def train(args, refined: bool):
         if frozen:
             model.freeze_coarse()
         if args.bf16:
-            (model.meshnet if refined else model).use_bf16()
+            model.use_bf16()
         model.to(device)
         train_set, val_set = build_training_sets(args)
         if args.evaluate:
