@@ -40,9 +40,9 @@ UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
 BATCH = 16  # pictures a worker makes at a time
 SUPERSAMPLE = 2
 SETTINGS_FILE = "synthetic.json"
-VERSION = 2  # of the pictures: raise it with every change of them
+VERSION = 3  # of the pictures: raise it with every change of them
 CROP_FILL = 1 / 1.2  # the animal's larger side, as a share of the crop's
-FROM_BEHIND = 0.1  # share of pictures from any side; in the others the animal is turned towards the photographer
+FROM_BEHIND = 0.05  # share of pictures from any side; in the others the animal is turned towards the photographer
 HIDDEN_BEHIND = 0.16  # a joint this far (body units) behind the nearest skin is hidden by the animal itself
 TO_CAMERA = np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]])  # world (x to the viewer, z up) to camera (x right, y up, z away)
 
@@ -112,7 +112,7 @@ class Studio:
             lying_down = abs(pose[0]) > 1
             raised = rng.uniform(0.15, 0.9) if lying_down else np.clip(rng.normal(0.16, 0.16), -0.12, 0.7)
             view = Rotation.from_euler("xyz", [np.clip(rng.normal(0, 0.06), -0.15, 0.15), raised, 0])
-            turned = rng.uniform(-np.pi, np.pi) if rng.random() < FROM_BEHIND else np.clip(rng.normal(0, 0.9), -1.9, 1.9)
+            turned = rng.uniform(-np.pi, np.pi) if rng.random() < FROM_BEHIND else np.clip(rng.normal(0, 0.8), -1.7, 1.7)
             world = TO_CAMERA @ (view.as_matrix() @ Rotation.from_euler("z", turned).as_matrix())
             pose[:3] = Rotation.from_matrix(world @ Rotation.from_rotvec(pose[:3]).as_matrix()).as_rotvec()
             poses.append(pose)

@@ -70,8 +70,8 @@ class Refiner(nn.Module):
 
         The paper up-samples all maps to the finest one's size, samples every channel at every vertex and multiplies. Each of the
         three steps is linear, so they are taken in the cheapest order: the columns of the pooled feature once per picture instead
-        of once per vertex; a map's columns before or after sampling, whichever is less arithmetic; up-sampling and sampling as one
-        small product per map. Same numbers, and no array larger than a map or the output.
+        of once per vertex; a map's columns before or after sampling, whichever is less arithmetic; up-sampling and sampling as
+        one small product per map. Same numbers, and no array larger than a map or the output.
         verts (B, V', 3); positions (B, V', 2) x right, y down, detached. Returns (B, V', 2c).
         """
         columns = [3, self.feature_channels[-1]] + (self.feature_channels if self.local_feat else [])

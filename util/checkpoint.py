@@ -1,6 +1,7 @@
 """Checkpoints: reading (published ones too) and writing."""
 
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def load_checkpoint(path, option="--resume") -> Checkpoint:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        asked = re.search(r"GLOBAL ([\w.]+)", str(e))
+        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or no PyTorch file"
         raise ValueError(f"{option} {path} is not a checkpoint that can be read safely ({reason})") from None
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):

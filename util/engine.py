@@ -33,7 +33,8 @@ class EpochBatches(Sampler):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images).tolist()
         batches = [order[i : i + self.batch_size] for i in range(0, self.num_images, self.batch_size)]
         if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2] += batches.pop()
+            left = batches.pop()
+            batches[-1] += left
         return iter(batches)
 
     def __len__(self):

@@ -118,7 +118,7 @@ def _training(parser, epochs):
     group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     group.add_argument("--bf16", action="store_true", help="networks in bfloat16 while training: faster, less exact")
     group.add_argument("--flip", action="store_true", help="augment by mirror images too")
-    group.add_argument("--no_augment", action="store_true", help="train on the evaluation crops: quicker to learn, sooner overfitted")
+    group.add_argument("--no_augment", action="store_true", help="no random scale, rotation and colour: quicker, but soon overfitted")
     group.add_argument(
         "--backbone_weights", default="imagenet", help="start of a new backbone: imagenet, none, or a file (default: %(default)s)"
     )
@@ -176,8 +176,6 @@ def check_training(args):
         raise ValueError("--load_optimizer needs --resume: there is no optimiser state to load")
     if getattr(args, "freezecoarse", False) and not source:
         raise ValueError("--freezecoarse needs --pretrained or --resume: a coarse network with random weights would be frozen")
-    if args.flip and args.no_augment:
-        raise ValueError("--flip is an augmentation and --no_augment forbids them; give one of the two")
     if args.prior_betas == "unity" and not args.betas_scale:
         raise ValueError("--prior_betas unity is a prior over shape and log-scales; it needs --betas_scale")
 
