@@ -19,7 +19,6 @@ class AnimalPose(StanfordExtra):
         path = cls.split_path(data_dir, split)
         if split != "test" and path.parent.is_dir() and not path.is_file():
             raise FileNotFoundError(
-                f"Animal Pose has no split {split} ({path.name} does not exist): only test is published, "
-                "train on stanford"
+                f"Animal Pose has no split {split} ({path.name} does not exist): only test is published, train on stanford"
             )
         return super().read_annotations(data_dir, split)

@@ -14,9 +14,7 @@ from .annotations import find_problems, image_folder
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.check", description="List what is unusable in a data set."
-    )
+    parser = argparse.ArgumentParser(prog="python -m datasets.check", description="List what is unusable in a data set.")
     parser.add_argument("--dataset", default="stanford", choices=sorted(DATASETS))
     parser.add_argument("--data_dir", default="data", help="folder that holds the data set (default: data)")
     return parser

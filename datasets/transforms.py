@@ -60,9 +60,7 @@ def crop_bounds(center: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
     return low, np.maximum(high, low + 1)
 
 
-def cut(
-    picture: np.ndarray, low: np.ndarray, high: np.ndarray, center: np.ndarray, angle: float, fill: int
-) -> np.ndarray:
+def cut(picture: np.ndarray, low: np.ndarray, high: np.ndarray, center: np.ndarray, angle: float, fill: int) -> np.ndarray:
     """The pixels from `low` to `high` (x, y; end excluded) of (H, W) or (H, W, 3), the outside filled with `fill`.
 
     With an angle (degrees, clockwise as seen) the picture is turned around `center` (x, y) first.
@@ -88,9 +86,7 @@ def cut(
     return out
 
 
-def move_keypoints(
-    joints: np.ndarray, center: np.ndarray, side: float, angle: float = 0.0, flip: bool = False
-) -> np.ndarray:
+def move_keypoints(joints: np.ndarray, center: np.ndarray, side: float, angle: float = 0.0, flip: bool = False) -> np.ndarray:
     """Labels (20, 3) x, y, visible in the photograph to (20, 3) row, column, visible (0 or 1) in the 224-pixel crop.
 
     Joints that are not numbers become (0, 0, 0). Visible ones outside the crop keep their place outside.

@@ -118,7 +118,7 @@ def _training(parser, epochs):
     group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     group.add_argument("--bf16", action="store_true", help="networks in bfloat16 while training: faster, less exact")
     group.add_argument("--flip", action="store_true", help="augment by mirror images too")
-    group.add_argument("--no_augment", action="store_true", help="no random scale, rotation and colour: quicker, but soon overfitted")
+    group.add_argument("--no_augment", action="store_true", help="no random scale, rotation and colour")
     group.add_argument(
         "--backbone_weights", default="imagenet", help="start of a new backbone: imagenet, none, or a file (default: %(default)s)"
     )

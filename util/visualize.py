@@ -180,9 +180,7 @@ def strip(
         silhouette = silhouette_comparison(fit.silhouette, mask, border_mask)
         tiles += [
             add_caption(overlay(picture, rgb[0], alpha[0]), f"{name} mesh"),
-            add_caption(
-                points, f"{name} keypoints{_score('PCK', fit.pck)}", [("predicted", PREDICTED), ("labelled", LABEL)]
-            ),
+            add_caption(points, f"{name} keypoints{_score('PCK', fit.pck)}", [("predicted", PREDICTED), ("labelled", LABEL)]),
             add_caption(
                 silhouette,
                 f"{name} silhouette{_score('IoU', fit.iou)}",
