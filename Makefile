@@ -33,7 +33,7 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` goes on from there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m datasets.synthetic --data_dir $(DATA) --num_images 2400
+	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
 
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
 	$(PYTHON) main.py $(COMMON) $(NET) --backbone_weights none --bf16 --batch_size 32 --nEpochs 14 --lr 5e-4 \

@@ -10,7 +10,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from .transforms import NUM_KEYPOINTS, box_center_and_side, crop_bounds
+from smal_model.joints import NUM_KEYPOINTS
+
+from .transforms import box_center_and_side, crop_bounds
 
 KEYS = ("img_path", "img_width", "img_height", "joints", "img_bbox", "seg")
 MOST_PIXELS = 2**28  # of a photograph

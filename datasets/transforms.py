@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import torch
 
-CROP = 224  # side of the crop in which labels live, pixels
+from util.camera import CROP
+
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
-NUM_KEYPOINTS = 20
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 # The keypoints of the mirrored animal: left and right legs, ear bases and ear tips change places.

@@ -49,10 +49,6 @@ class _Csr(_Sparse):
     build = scipy.sparse.csr_matrix
 
 
-class _Opaque(_State):
-    """Stand-in for objects whose content is not wanted."""
-
-
 def _reconstructor(cls, base, state):
     """copyreg._reconstructor, for the stand-ins alone."""
     if not (isinstance(cls, type) and issubclass(cls, _State)) or base is not object:

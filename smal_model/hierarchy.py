@@ -77,6 +77,9 @@ def _mean_over_neighbours(a) -> scipy.sparse.csr_matrix:
     return scipy.sparse.diags(1 / np.asarray(a.sum(1)).ravel()) @ a
 
 
+HIERARCHY_FILE = "mesh_down_sampling_4.npz"  # its name in a data folder
+
+
 class MeshHierarchy(nn.Module):
     """Levels 0 (the whole mesh) to L of one mesh.
 

@@ -16,7 +16,7 @@ import scipy.sparse.linalg
 
 from . import joints
 from .files import written_aside
-from .hierarchy import MeshHierarchy
+from .hierarchy import HIERARCHY_FILE, MeshHierarchy
 from .priors import POSE_PRIOR_FILES, UNITY_BETAS_FILE
 from .smal import FAMILY_FILE, MODEL_FILE, NUM_BETAS, NUM_LOGSCALES, SYMMETRY_FILE
 
@@ -695,7 +695,7 @@ def write_quadruped(data_dir) -> None:
     for stem, table in tables.items():
         with written_aside(data_dir / f"{stem}.npz") as temporary:
             np.savez_compressed(temporary, **table)
-    MeshHierarchy.build(body["v_template"], body["f"].astype(np.int64), (4, 4, 4, 4)).save(data_dir / "mesh_down_sampling_4.npz")
+    MeshHierarchy.build(body["v_template"], body["f"].astype(np.int64), (4, 4, 4, 4)).save(data_dir / HIERARCHY_FILE)
 
 
 def main(argv=None):

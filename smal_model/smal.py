@@ -55,7 +55,7 @@ class SMAL(nn.Module):
         model_dir = Path(model_dir)
         try:
             model, family = load_table(model_dir, MODEL_FILE), load_table(model_dir, FAMILY_FILE)
-            symmetry = np.asarray(load_table(model_dir, SYMMETRY_FILE)[SYMMETRY_FILE]).astype(np.int64).ravel()
+            symmetry = load_table(model_dir, SYMMETRY_FILE)
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f"{e}. The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there (see data/README.md),"
@@ -63,6 +63,8 @@ class SMAL(nn.Module):
             ) from None
         keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
         require(model, keys, model_dir / MODEL_FILE)
+        require(symmetry, (SYMMETRY_FILE,), model_dir / SYMMETRY_FILE)
+        symmetry = np.asarray(symmetry[SYMMETRY_FILE]).astype(np.int64).ravel()
         require(family, ("cluster_means", "cluster_cov"), model_dir / FAMILY_FILE)
 
         template, shapedirs, posedirs, weights = (

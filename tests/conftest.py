@@ -24,6 +24,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def made_up_body(tmp_path_factory) -> Path:
+    """A data folder with the made-up body, its priors and its mesh hierarchy; other sizes than SMAL's."""
+    from smal_model.quadruped import write_quadruped
+
+    folder = tmp_path_factory.mktemp("body")
+    write_quadruped(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def golden():
     """golden(name) reads `<name>.npz` as a dict of arrays, from tests/data or from the shared folder."""
 

@@ -95,3 +95,22 @@ def test_wrong_shapes_and_names_are_refused():
         pck(torch.zeros(1, 20, 2), keypoints, area, group="nose")
     with pytest.raises(ValueError, match="same shape"):
         iou(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), torch.zeros(1, 4, 4))
+
+
+def test_aligned_error_ignores_similarities_and_sees_the_rest():
+    from scipy.spatial.transform import Rotation
+
+    from util.metrics import aligned_error
+
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(2, 40, 3, generator=generator)
+    turn = torch.tensor(Rotation.from_rotvec([[0.3, -2.0, 1.0], [3.0, 0.1, 0.2]]).as_matrix(), dtype=torch.float32)
+    moved = 2.5 * true @ turn.transpose(1, 2) + torch.tensor([5.0, -1.0, 3.0])
+    torch.testing.assert_close(aligned_error(moved, true), torch.zeros(2), atol=1e-5, rtol=0)
+    assert (aligned_error(true * torch.tensor([-1.0, 1.0, 1.0]), true) > 0.3).all()  # a mirror image is another shape
+    # Two opposite displacements along a direction in which the cloud cannot be scaled or turned to help.
+    square = torch.tensor([[[1.0, 1, 0], [1, -1, 0], [-1, -1, 0], [-1, 1, 0]]])
+    bent = square + torch.tensor([0.0, 0.0, 1.0]) * torch.tensor([1.0, -1, 1, -1])[:, None] * 0.1
+    scale = 8 / (8 + 4 * 0.1**2)  # the best scale shrinks the bent square
+    expected = ((2**0.5 * (1 - scale)) ** 2 + (0.1 * scale) ** 2) ** 0.5
+    assert aligned_error(bent, square).item() == pytest.approx(expected, rel=1e-5)

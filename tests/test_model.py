@@ -44,15 +44,18 @@ def recorded_weights(model) -> dict:
     return weights
 
 
-@pytest.fixture(scope="module")
-def body(shared):
-    folder = shared / "samples"
+def _body(folder):
     return SMAL(folder / "smal"), MeshHierarchy.load(folder / "mesh_down_sampling_4.npz"), priors.unity_betas(folder)[0]
 
 
+@pytest.fixture(scope="module")
+def body(made_up_body):
+    return _body(made_up_body)
+
+
 @pytest.fixture(scope="module", params=list(VARIANTS))
-def variant(request, body):
-    smal, hierarchy, unity_mean = body
+def variant(request, shared):
+    smal, hierarchy, unity_mean = _body(shared / "samples")
     keys, options = VARIANTS[request.param]
     model = CoarseToFine(smal, hierarchy, unity_mean=unity_mean, **options)
     return request.param, keys, model, recorded_weights(model)

@@ -129,6 +129,42 @@ def test_continued_run_equals_an_uninterrupted_one(runs, data, tmp_path):
     assert not list(tmp_path.glob("previous_*"))  # the run went on in its folder
 
 
+def test_run_continued_elsewhere_leaves_that_folder_s_run(runs, data, tmp_path):
+    """--resume of one folder with --output_dir of another: what the other held is moved aside, and its best is chosen anew."""
+    shutil.copytree(runs / "stage1", tmp_path / "run")
+    (tmp_path / "run" / "log.txt").write_text("another run")
+    arguments = ["--data_dir", str(data), "--num_works", "0", "--device", "cpu", "--batch_size", "8", "--nEpochs", "3"]
+    main.main([*arguments, "--output_dir", str(tmp_path / "run"), "--resume", str(runs / "stage1" / "checkpoint.pth.tar")])
+    assert (tmp_path / "run" / "previous_1" / "log.txt").read_text() == "another run"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "epoch 3/3" in log and "epoch 2/3" not in log and (tmp_path / "run" / "model_best.pth.tar").exists()
+
+
+def test_best_epoch_starts_a_new_run_and_other_options_are_said(runs, data, tmp_path):
+    arguments = ["--data_dir", str(data), *SMALL[4:], "--batch_size", "9", "--nEpochs", "1", "--bf16", "--flip", "--no_augment"]
+    main.main([*arguments, "--output_dir", str(tmp_path / "a"), "--resume", str(runs / "stage1" / "model_best.pth.tar")])
+    assert "starts from" in (tmp_path / "a" / "log.txt").read_text()
+    arguments = ["--data_dir", str(data), *SMALL[4:], "--batch_size", "9", "--nEpochs", "3", "--lr", "0.001"]
+    main.main([*arguments, "--output_dir", str(tmp_path / "b"), "--resume", str(runs / "stage1" / "checkpoint.pth.tar")])
+    assert "--batch_size 9 (was 8), --lr 0.001 (was 0.0001)" in (tmp_path / "b" / "log.txt").read_text()
+
+
+def test_evaluate_option_reports_the_validation_images(runs, data, tmp_path):
+    arguments = ["--data_dir", str(data), *SMALL[4:], "--output_dir", str(tmp_path / "out"), "--evaluate", "--local_feat"]
+    main_meshgraph.main([*arguments, "--resume", str(runs / "stage2" / "checkpoint.pth.tar"), "--save_results"])
+    report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
+    assert report["num_images"] == 2 and report["checkpoint"].endswith("checkpoint.pth.tar")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2 and not (tmp_path / "out" / "args.json").exists()
+
+
+def test_weights_of_another_body_are_refused(runs, shared, tmp_path, capsys):
+    _fails(
+        capsys,
+        ["eval.py", "--data_dir", str(shared / "samples"), "--resume", str(runs / "stage2" / "checkpoint.pth.tar")],
+        "was trained on a body of 3916 vertices, this one has 3889",
+    )
+
+
 def test_a_new_run_moves_the_old_one_aside(runs, data, tmp_path):
     shutil.copytree(runs / "stage1", tmp_path / "run")
     main.main(["--data_dir", str(data), *SMALL, "--batch_size", "32", "--nEpochs", "1", "--output_dir", str(tmp_path / "run")])
@@ -160,9 +196,11 @@ def test_published_layout_goes_through_evaluation(shared, tmp_path):
     eval_script.main([*arguments, *"--gpu_ids 0 --local_feat --save_results --num_works 0".split()])
     report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
     assert report["num_images"] == 4 and 0 <= report["pck_refined"] <= 1
-    names = {p.stem for p in (tmp_path / "out").glob("*.png")}
-    assert len(names) == 4 and names == {p.stem for p in (tmp_path / "out").glob("*.npz")}
-    assert any(name.startswith("n02099601-golden_retriever_") for name in names | {"n02099601-golden_retriever_"})
+    annotations = shared / "samples" / "StanfordExtra_v12"
+    entries = json.loads((annotations / "StanfordExtra_v12.json").read_text())
+    split = np.load(annotations / "test_stanford_StanfordExtra_v12.npy")
+    names = {entries[i]["img_path"].removesuffix(".jpg").replace("/", "_") for i in split}
+    assert names == {p.stem for p in (tmp_path / "out").glob("*.png")} == {p.stem for p in (tmp_path / "out").glob("*.npz")}
     assert (tmp_path / "out" / "per_image.csv").exists()
 
 
@@ -226,7 +264,8 @@ def test_missing_body(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_body_that_runs_a_program(data, tmp_path, capsys):
+def test_body_that_runs_a_program(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(data / "smal", tmp_path / "smal")
     (tmp_path / "smal" / "symIdx.pkl").write_bytes(pickle.dumps({"symIdx": _Evil()}, protocol=2))
     _fails(
@@ -234,7 +273,7 @@ def test_body_that_runs_a_program(data, tmp_path, capsys):
         ["main.py", "--data_dir", str(data), "--param_dir", str(tmp_path), *SMALL, "--output_dir", str(tmp_path / "out")],
         "symIdx.pkl was not read", "system",
     )  # fmt: skip
-    assert not (ROOT / "pwned").exists()
+    assert not (tmp_path / "pwned").exists()
 
 
 BAD_OPTIONS = {
@@ -252,6 +291,9 @@ BAD_OPTIONS = {
     "weights of another stage": ("main.py --resume {stage2}", "unexpected graphnet"),
     "single images": ("main.py --batch_size 1 --backbone_weights none", "--batch_size 1"),
     "image weights": ("main.py --backbone_weights nothing.pth", "expected imagenet, none or an existing file"),
+    "renderer": ("eval.py --resume {stage2} --renderer triton", "triton"),
+    "nothing to learn": ("main_meshgraph.py --pretrained {stage1} --freezecoarse --w_kpts_refine 0", "nothing to learn from"),
+    "no optimiser": ("main.py --resume {best1} --load_optimizer", "holds no optimiser state"),
     "results": ("main.py --save_results", "--save_results goes with --evaluate"),
 }
 
@@ -259,21 +301,23 @@ BAD_OPTIONS = {
 @pytest.mark.parametrize("name", list(BAD_OPTIONS))
 def test_bad_options_end_in_one_sentence(runs, data, tmp_path, name, capsys):
     command, sentence = BAD_OPTIONS[name]
-    command = command.format(**{s: runs / s / "checkpoint.pth.tar" for s in ("stage1", "stage2")})
+    files = {s: runs / s / "checkpoint.pth.tar" for s in ("stage1", "stage2")}
+    command = command.format(**files, best1=runs / "stage1" / "model_best.pth.tar")
     _fails(
         capsys, [*command.split(), "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--device", "cpu"], sentence
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_checkpoint_that_runs_a_program(data, tmp_path, capsys):
+def test_checkpoint_that_runs_a_program(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": _Evil()}, tmp_path / "evil.pth.tar")
     _fails(
         capsys,
         ["eval.py", "--data_dir", str(data), "--resume", str(tmp_path / "evil.pth.tar")],
         "cannot be read safely",
     )
-    assert not (ROOT / "pwned").exists()
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize("fault, sentence", [("list", "list"), ("index", "names entry 1000000, but the list holds 24")])

@@ -32,14 +32,14 @@ class EpochBatches(Sampler):
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images).tolist()
         batches = [order[i : i + self.batch_size] for i in range(0, self.num_images, self.batch_size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:
+        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             left = batches.pop()
             batches[-1] += left
         return iter(batches)
 
     def __len__(self):
         full, left = divmod(self.num_images, self.batch_size)
-        return max(1, full + (left > 1 or (left == 1 and self.batch_size == 1)))
+        return max(1, full + (left > 1))
 
 
 def _start_worker(_):

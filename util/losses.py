@@ -58,16 +58,14 @@ class Criterion(nn.Module):
     smal: gives faces. shape_prior over betas (20), or over betas and log-scales joined (26). renderer: backend of `render`.
     """
 
-    REFINED = ("kpts_refine", "dice_refine", "arap")
-
     def __init__(
         self,
         weights: dict[str, float],
         smal,
         shape_prior: GaussianPrior,
         pose_prior: GaussianPrior,
-        alpha: float,
-        beta: float,
+        alpha: float = 0.6,
+        beta: float = 0.4,
         renderer: str = "auto",
     ):
         super().__init__()

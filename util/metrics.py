@@ -3,7 +3,8 @@ that comes in is changed. A mean over images leaves NaN out (`torch.nanmean`).""
 
 import torch
 
-NUM_KEYPOINTS = 20
+from smal_model.joints import NUM_KEYPOINTS
+
 GROUPS = {
     "legs": tuple(range(12)),
     "tail": (12, 13),

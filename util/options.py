@@ -176,6 +176,11 @@ def check_training(args):
         raise ValueError("--load_optimizer needs --resume: there is no optimiser state to load")
     if getattr(args, "freezecoarse", False) and not source:
         raise ValueError("--freezecoarse needs --pretrained or --resume: a coarse network with random weights would be frozen")
+    weights = {name: value for name, value in vars(args).items() if name.startswith("w_")}
+    if getattr(args, "freezecoarse", False):
+        weights = {name: weights[name] for name in ("w_kpts_refine", "w_dice_refine", "w_arap")}
+    if not any(weights.values()):
+        raise ValueError(f"{', '.join('--' + name for name in weights)} are all 0: there is nothing to learn from")
     if args.prior_betas == "unity" and not args.betas_scale:
         raise ValueError("--prior_betas unity is a prior over shape and log-scales; it needs --betas_scale")
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .build import backbone_weights, build_criterion, build_model, build_training_sets, start_from, stored_options
+from .build import build_criterion, build_model, build_training_sets, check_renderer, start_from, stored_options
 from .checkpoint import load_checkpoint
 from .engine import Progress, fit
 from .logging import RunFolder
@@ -27,9 +27,11 @@ def train(args, refined: bool):
         device = select_device(args)
         frozen = refined and args.freezecoarse
         stage = 3 if refined and not frozen else 2 if refined else 1
-        continued = bool(args.resume) and checkpoint.stage == stage
+        # A file without optimiser state (model_best) is a start, not a run to go on with.
+        continued = bool(args.resume) and checkpoint.stage == stage and "optimizer" in checkpoint.content
+        check_renderer(args, device)
 
-        model = build_model(args, refined, None if checkpoint else backbone_weights(args.backbone_weights, args.backbone))
+        model = build_model(args, refined, "none" if checkpoint else args.backbone_weights)
         if checkpoint:
             start_from(model, checkpoint)
         if frozen:
@@ -37,10 +39,7 @@ def train(args, refined: bool):
         if args.bf16:
             model.use_bf16()
         model.to(device)
-        train_set, val_set = build_training_sets(args)
-        if args.evaluate:
-            evaluate_and_report(model, val_set, args, device)
-            return
+        train_set, val_set, excluded = build_training_sets(args)
         if len(train_set) < 2 and not frozen:
             raise ValueError("batch norm needs two training images or more; this training split has one")
         if args.batch_size < 2 and not frozen:
@@ -50,21 +49,33 @@ def train(args, refined: bool):
         progress = _take_over(args, checkpoint, continued, optimizer) if checkpoint else Progress()
         if args.start_epoch is not None:
             progress.epoch = args.start_epoch
+        if not args.evaluate:
+            same_folder = continued and checkpoint.path.resolve().parent == args.output_dir.resolve()
+            if continued and not same_folder:
+                progress.best_score = -math.inf  # the new folder has no best epoch yet
+            run = RunFolder(args.output_dir, args, device, same_folder)
+    if args.evaluate:
+        evaluate_and_report(model, val_set, args, device, checkpoint.path, excluded)
+        return
 
-    run = RunFolder(args.output_dir, args, device, continued)
-    excluded = sum(getattr(getattr(s, "dataset", s), "excluded", 0) for s in (train_set, val_set))
     run.line(
         f"stage {stage} on {device}: {len(train_set)} training and {len(val_set)} validation images"
         + (f" ({excluded} unusable ones left out; python -m datasets.check lists them)" if excluded else "")
         + (f"; {'continues' if continued else 'starts from'} {checkpoint.path}, epoch {progress.epoch + 1}" if checkpoint else "")
     )
+    if continued:
+        before = checkpoint.content.get("training", {})
+        changed = [f"--{k} {v} (was {before[k]})" for k, v in _training_options(args).items() if before.get(k, v) != v]
+        if changed:
+            run.line(f"continues with other options than it was begun with: {', '.join(changed)}")
     if progress.epoch >= args.nEpochs:
         run.line(f"nothing to do: {progress.epoch} of {args.nEpochs} epochs are done (--nEpochs)")
 
     def draw(batch, output):
         return picture_grid(batch_strips(batch, output, model.smal.faces, args.renderer))
 
-    saved = {"options": stored_options(args, refined), "stage": stage}
+    saved = {"options": stored_options(args, refined), "stage": stage, "training": _training_options(args)}
+    saved["num_verts"] = model.smal.num_verts
     try:
         fit(model, criterion, optimizer, train_set, val_set, args, device, run, progress, saved, draw)
     except FloatingPointError as e:
@@ -73,15 +84,18 @@ def train(args, refined: bool):
         run.close()
 
 
+def _training_options(args) -> dict:
+    """What steers learning, as a checkpoint stores it."""
+    steering = ("lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip", "no_augment", "bf16")
+    return {name: value for name, value in vars(args).items() if name in steering or name.startswith("w_")}
+
+
 def _take_over(args, checkpoint, continued: bool, optimizer) -> Progress:
     """Where the checkpoint's run stood, its optimiser and random state, if this run is of the same stage; else a fresh start."""
     content = checkpoint.content
     if continued or args.load_optimizer:
         if "optimizer" not in content:
-            raise ValueError(
-                f"{checkpoint.path} holds no optimiser state (model_best files do not), so its run cannot be continued; "
-                "give --resume a checkpoint.pth.tar, or --pretrained to start anew from its weights"
-            )
+            raise ValueError(f"--load_optimizer: {checkpoint.path} holds no optimiser state; checkpoint.pth.tar files do")
         try:
             optimizer.load_state_dict(content["optimizer"])
         except ValueError as e:

@@ -3,8 +3,6 @@
 Pictures are (H, W, 3) uint8 arrays, red green blue. Masks, keypoints and meshes may be arrays or tensors on any device.
 """
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,10 @@ import numpy as np
 import torch
 
 from render.shading import shade
+from smal_model.files import written_aside
+from smal_model.joints import NUM_KEYPOINTS
 
 from .camera import CROP, project
-from .metrics import NUM_KEYPOINTS
 
 LABEL = (20, 150, 60)  # green
 PREDICTED = (225, 30, 110)  # pink
@@ -211,13 +210,6 @@ def picture_grid(pictures: list[np.ndarray]) -> np.ndarray:
 def save_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture as PNG, aside first and then renamed, so that no half-written file is ever seen."""
     _check_picture(picture)
-    path = Path(path)
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as aside:
-        aside.write(data.tobytes())
-    try:
-        os.chmod(aside.name, 0o644)
-        os.replace(aside.name, path)
-    except OSError:
-        os.unlink(aside.name)
-        raise
+    with written_aside(path) as temporary:
+        temporary.write_bytes(data.tobytes())
