@@ -6,8 +6,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DATA := data/synthetic
 OUT := logs/demo
-NET := --backbone resnet18 --img_res 112
-COMMON := --data_dir $(DATA) --num_works 1
+COMMON := --data_dir $(DATA) --num_works 0
+LEARN := $(COMMON) --no_augment --flip --bf16
 
 .PHONY: demo test clean-demo
 
@@ -36,17 +36,17 @@ $(DATA)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
 
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(COMMON) $(NET) --backbone_weights none --bf16 --batch_size 32 --nEpochs 14 --lr 5e-4 \
+	$(PYTHON) main.py $(LEARN) --backbone resnet18 --img_res 64 --backbone_weights none --batch_size 16 --nEpochs 12 --lr 3e-4 \
 		--output_dir $(OUT)/stage1
 	touch $@
 
 $(OUT)/stage2/.done: $(OUT)/stage1/.done
-	$(PYTHON) main_meshgraph.py $(COMMON) --local_feat --num_channels 64 --batch_size 32 --nEpochs 2 --lr 5e-4 --freezecoarse --bf16 \
-		--w_dice_refine 1000 --w_arap 1000 --pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
+	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --num_channels 64 --num_downsampling 2 --batch_size 32 --nEpochs 1 --lr 5e-4 \
+		--freezecoarse --w_arap 1000 --w_dice_refine 1000 --pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(PYTHON) main_meshgraph.py $(COMMON) --local_feat --batch_size 32 --nEpochs 3 --lr 1e-4 --bf16 --w_arap 1000 --w_dice 1000 \
+	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --batch_size 32 --nEpochs 2 --lr 1e-4 --w_arap 1000 --w_dice 200 \
 		--w_dice_refine 1000 --w_pose_limit_prior 5000 --resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 

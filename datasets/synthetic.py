@@ -34,13 +34,13 @@ from smal_model import NUM_BETAS, SMAL, joints
 from smal_model.quadruped import BREEDS, EYE, NOSE, rest_joints, sample_betas, sample_pose, write_quadruped
 from util.camera import DISTANCE, FOCAL, HALF_PLANE, project
 
-SPLITS = {"train": 0.75, "val": 0.10, "test": 0.15}
+SPLITS = {"train": 0.92, "val": 0.03, "test": 0.05}
 ANIMAL_POSE_SHARE = 12  # one picture for Animal Pose to so many for StanfordExtra
 UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
 BATCH = 16  # pictures a worker makes at a time
 SUPERSAMPLE = 2
 SETTINGS_FILE = "synthetic.json"
-VERSION = 3  # of the pictures: raise it with every change of them
+VERSION = 4  # of the pictures: raise it with every change of them
 CROP_FILL = 1 / 1.2  # the animal's larger side, as a share of the crop's
 FROM_BEHIND = 0.05  # share of pictures from any side; in the others the animal is turned towards the photographer
 HIDDEN_BEHIND = 0.16  # a joint this far (body units) behind the nearest skin is hidden by the animal itself

@@ -129,7 +129,7 @@ class CoarseModel(nn.Module):
             raise ValueError("shape_init 'unity' needs unity_mean (smal_model.priors.unity_betas)")
         self.smal = smal
         self.img_res = img_res
-        self.bf16 = False
+        self.bf16 = self.batch_norm_frozen = False
         self.encoder = _Encoder(backbone, img_res)
         if backbone_weights is not None:
             self.encoder.resnet_conv.resnet.load_state_dict(backbone_weights)
@@ -152,6 +152,19 @@ class CoarseModel(nn.Module):
         """Runs the convolutions in bfloat16, channels last, where gradients are taken; evaluation stays in float32."""
         self.bf16 = True
         self.encoder.to(memory_format=torch.channels_last)
+
+    def freeze_batch_norm(self):
+        """Normalises with the running statistics in training too, and leaves them as they are."""
+        self.batch_norm_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.batch_norm_frozen:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     @property
     def feature_channels(self) -> list[int]:

@@ -25,6 +25,8 @@ SMALL = "--backbone resnet18 --img_res 64 --backbone_weights none --num_works 0 
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made-up")
     make_data(folder, num_images=24, seed=3, num_workers=2)
+    for split, part in (("train", range(18)), ("val", range(18, 20)), ("test", range(20, 24))):
+        np.save(folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy", np.arange(24)[part.start : part.stop])
     return folder
 
 

@@ -117,6 +117,9 @@ def _training(parser, epochs):
     group.add_argument("--load_optimizer", action="store_true", help="with --resume: take over the optimiser's state")
     group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     group.add_argument("--bf16", action="store_true", help="networks in bfloat16 while training: faster, less exact")
+    group.add_argument(
+        "--freeze_bn", action="store_true", help="batch norm with its running statistics: for few or small batches"
+    )
     group.add_argument("--flip", action="store_true", help="augment by mirror images too")
     group.add_argument("--no_augment", action="store_true", help="no random scale, rotation and colour")
     group.add_argument(

@@ -36,14 +36,17 @@ def train(args, refined: bool):
             start_from(model, checkpoint)
         if frozen:
             model.freeze_coarse()
+        if args.freeze_bn:
+            (model.meshnet if refined else model).freeze_batch_norm()
         if args.bf16:
             model.use_bf16()
         model.to(device)
         train_set, val_set, excluded = build_training_sets(args)
-        if len(train_set) < 2 and not frozen:
+        statistics = not frozen and not args.freeze_bn  # batch norm takes them from each batch
+        if len(train_set) < 2 and statistics:
             raise ValueError("batch norm needs two training images or more; this training split has one")
-        if args.batch_size < 2 and not frozen:
-            raise ValueError("--batch_size 1: batch norm cannot learn from a single image; give 2 or more")
+        if args.batch_size < 2 and statistics:
+            raise ValueError("--batch_size 1: batch norm cannot learn from a single image; give 2 or more, or --freeze_bn")
         criterion = build_criterion(args, model.smal, refined).to(device)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=args.lr, fused=True)
         progress = _take_over(args, checkpoint, continued, optimizer) if checkpoint else Progress()
@@ -86,7 +89,19 @@ def train(args, refined: bool):
 
 def _training_options(args) -> dict:
     """What steers learning, as a checkpoint stores it."""
-    steering = ("lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip", "no_augment", "bf16")
+    steering = (
+        "lr",
+        "batch_size",
+        "seed",
+        "alpha",
+        "beta",
+        "prior_betas",
+        "prior_pose",
+        "flip",
+        "no_augment",
+        "bf16",
+        "freeze_bn",
+    )
     return {name: value for name, value in vars(args).items() if name in steering or name.startswith("w_")}
 
 
