@@ -317,7 +317,7 @@ def test_checkpoint_that_runs_a_program(data, tmp_path, capsys, monkeypatch):
     _fails(
         capsys,
         ["eval.py", "--data_dir", str(data), "--resume", str(tmp_path / "evil.pth.tar")],
-        "cannot be read safely",
+        "is not a checkpoint that can be read safely (it asks for",
     )
     assert not (tmp_path / "pwned").exists()
 

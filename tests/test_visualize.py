@@ -189,4 +189,4 @@ def test_grid_and_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
     with pytest.raises(OSError):
-        save_png(tmp_path / "missing" / "a.png", picture)
+        save_png(tmp_path / "a.png" / "b.png", picture)  # a file where a folder should be
