@@ -41,13 +41,13 @@ $(OUT)/stage1/.done: $(DATA)/synthetic.json
 	touch $@
 
 $(OUT)/stage2/.done: $(OUT)/stage1/.done
-	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --num_channels 64 --num_downsampling 2 --batch_size 32 --nEpochs 1 --lr 5e-4 \
-		--freezecoarse --w_arap 1000 --w_dice_refine 1000 --pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
+	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --num_channels 64 --num_downsampling 2 --batch_size 16 --nEpochs 1 --lr 2e-3 \
+		--freezecoarse --w_arap 100 --w_dice_refine 2000 --pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --batch_size 32 --nEpochs 2 --lr 1e-4 --w_arap 1000 --w_dice 200 \
-		--w_dice_refine 1000 --w_pose_limit_prior 5000 --resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
+	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --batch_size 32 --nEpochs 2 --lr 1e-4 --w_arap 100 \
+		--w_dice_refine 2000 --w_pose_limit_prior 5000 --resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 
 $(OUT)/results/.done: $(OUT)/stage3/.done

@@ -1,6 +1,6 @@
 """Pictures of made-up dogs with everything known about them, in the layouts of the real data sets.
 
-    python -m datasets.synthetic --data_dir data/synthetic --num_images 5000 --seed 0
+    python -m datasets.synthetic --data_dir data/synthetic --num_images 4000 --seed 0
 
 writes the body, its priors and its mesh hierarchy (`smal_model.quadruped`), `StanfordExtra_v12/` with num_images photographs and
 `animal_pose/` with a twelfth as many, as SPLITS says. Beside `Images/` lies `Truth/` with the same paths: one `.npz` a picture.
@@ -759,7 +759,7 @@ def make_data(data_dir, num_images: int = 1200, seed: int = 0, num_workers: int 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data/synthetic", help="folder to make")
-    parser.add_argument("--num_images", type=int, default=5000, help="photographs in StanfordExtra's layout")
+    parser.add_argument("--num_images", type=int, default=4000, help="photographs in StanfordExtra's layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_works", type=int, default=None, help="processes (default: one a core)")
     args = parser.parse_args(argv)
