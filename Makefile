@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DATA := data/synthetic
 OUT := logs/demo
-COMMON := --data_dir $(DATA) --num_works 0
+COMMON := --data_dir $(DATA) --num_works 1
 LEARN := $(COMMON) --no_augment --flip --bf16
 
 .PHONY: demo test clean-demo
@@ -36,7 +36,7 @@ $(DATA)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
 
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --backbone resnet18 --img_res 64 --backbone_weights none --batch_size 16 --nEpochs 12 --lr 3e-4 \
+	$(PYTHON) main.py $(LEARN) --backbone resnet18 --img_res 64 --backbone_weights none --batch_size 32 --nEpochs 8 --lr 4e-4 \
 		--output_dir $(OUT)/stage1
 	touch $@
 
