@@ -30,16 +30,24 @@ def test_recorded_scenes(backend, name, golden):
     check_recorded(golden("renderer"), name, backend)
 
 
-def check_recorded(arrays: dict, name: str, backend: str) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: Triton is tested in its interpreter only")
+@pytest.mark.parametrize("name", SMALL + LARGE)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_recorded_scenes_on_a_gpu(backend, name, golden):
+    check_recorded(golden("renderer"), name, backend, device="cuda")
+
+
+def check_recorded(arrays: dict, name: str, backend: str, device: str = "cpu") -> None:
     expected = {key.split("/")[1]: value for key, value in arrays.items() if key.startswith(name + "/")}
-    verts, faces = torch.tensor(expected["verts"], requires_grad=True), torch.tensor(expected["faces"])
+    verts = torch.tensor(expected["verts"], requires_grad=True, device=device)
+    faces = torch.tensor(expected["faces"], device=device)
     size = expected["silhouette"].shape[1:]
     silhouette = render.soft_silhouette(verts, faces, size, float(expected["sigma"]), float(expected["blur_radius"]), backend)
-    (silhouette * torch.tensor(expected["weights"])).sum().backward()
-    np.testing.assert_allclose(silhouette.detach().numpy(), expected["silhouette"], atol=1e-4, rtol=0)
+    (silhouette * torch.tensor(expected["weights"], device=device)).sum().backward()
+    np.testing.assert_allclose(silhouette.detach().cpu().numpy(), expected["silhouette"], atol=1e-4, rtol=0)
     largest = np.abs(expected["grad_verts"]).max()
-    np.testing.assert_allclose(verts.grad.numpy(), expected["grad_verts"], atol=1e-3 * largest, rtol=0)
-    check_faces(render.rasterize(verts, faces, size, backend).face.numpy(), expected["hard_face"])
+    np.testing.assert_allclose(verts.grad.cpu().numpy(), expected["grad_verts"], atol=1e-3 * largest, rtol=0)
+    check_faces(render.rasterize(verts, faces, size, backend).face.cpu().numpy(), expected["hard_face"])
 
 
 def check_faces(face: np.ndarray, expected: np.ndarray) -> None:
