@@ -1,6 +1,7 @@
 """The training loop and the evaluator that all scripts share."""
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ def make_loader(dataset: Dataset, batch_size: int, num_works: int, device, batch
     order = {"batch_sampler": batches} if batches is not None else {"batch_size": batch_size}
     return DataLoader(
         dataset,
-        num_workers=num_works,
+        num_workers=min(num_works, os.cpu_count() or 1),
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         persistent_workers=num_works > 0,
