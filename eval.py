@@ -7,7 +7,15 @@ python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --
 import datasets
 from util.build import build_model, check_renderer, start_from
 from util.checkpoint import load_checkpoint
-from util.options import NETWORK_DEFAULTS, REFINER_DEFAULTS, eval_parser, one_sentence, resolve_network, select_device
+from util.options import (
+    NETWORK_DEFAULTS,
+    REFINER_DEFAULTS,
+    check_output_dir,
+    eval_parser,
+    one_sentence,
+    resolve_network,
+    select_device,
+)
 from util.results import evaluate_and_report
 
 
@@ -18,6 +26,7 @@ def main(arguments=None):
             raise ValueError("--resume is missing: give the checkpoint to evaluate")
         checkpoint = load_checkpoint(args.resume)
         resolve_network(args, checkpoint.options, NETWORK_DEFAULTS | REFINER_DEFAULTS, checkpoint.path)
+        check_output_dir(args)
         device = select_device(args)
         check_renderer(args, device)
         model = build_model(args, refined=not checkpoint.coarse_only)

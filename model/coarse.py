@@ -54,7 +54,7 @@ class _Encoder(nn.Module):
         channels = self.resnet_conv.channels[-1]
         side = map_sizes(img_res)[-1] // 2
         if side < 1:
-            raise ValueError(f"--img_res {img_res} leaves no feature map; 64 is the least.")
+            raise ValueError(f"--img_res {img_res} leaves no feature map; 33 is the least.")
         self.num_features = channels * side * side
         self.enc_conv1 = nn.Sequential(
             nn.Conv2d(channels, channels, 4, stride=2, padding=1),

@@ -175,7 +175,7 @@ def test_untrained_animal_faces_the_camera_upright(body):
     assert nose[:2].abs().max() < 1
 
 
-@pytest.mark.parametrize("img_res", [64, 96, 112, 160, 224])
+@pytest.mark.parametrize("img_res", [33, 64, 96, 112, 160, 224])
 def test_other_picture_sizes(body, img_res):
     smal, hierarchy, _ = body
     model = CoarseToFine(smal, hierarchy, backbone="resnet18", img_res=img_res, num_channels=32).eval()
@@ -203,6 +203,8 @@ def test_faults_are_named(body):
     smal, hierarchy, _ = body
     with pytest.raises(ValueError, match="unknown backbone"):
         CoarseModel(smal, backbone="vgg")
+    with pytest.raises(ValueError, match="33 is the least"):
+        CoarseModel(smal, backbone="resnet18", img_res=32)
     with pytest.raises(ValueError, match="num_layers"):
         CoarseToFine(smal, hierarchy, backbone="resnet18", num_layers=9)
     with pytest.raises(ValueError, match=r"expected \(B, 3, 224, 224\)"):

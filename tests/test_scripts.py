@@ -300,6 +300,16 @@ BAD_OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("script", ["main.py", "eval.py"])
+def test_output_folder_that_is_a_file_and_checkpoint_that_is_none(runs, data, tmp_path, capsys, script):
+    (tmp_path / "file").write_text("junk")
+    arguments = [script, "--data_dir", str(data), "--device", "cpu", "--resume"]
+    checkpoint = str(runs / "stage1" / "checkpoint.pth.tar")
+    _fails(capsys, [*arguments, checkpoint, "--output_dir", str(tmp_path / "file" / "run")], "is a file; give a folder")
+    _fails(capsys, [*arguments, str(tmp_path / "file")], "is not a checkpoint that can be read safely (it is damaged")
+    assert (tmp_path / "file").read_text() == "junk"
+
+
 @pytest.mark.parametrize("name", list(BAD_OPTIONS))
 def test_bad_options_end_in_one_sentence(runs, data, tmp_path, name, capsys):
     command, sentence = BAD_OPTIONS[name]

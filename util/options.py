@@ -212,6 +212,13 @@ def network_options(args, defaults: dict) -> dict:
     return {name: getattr(args, name) for name in defaults}
 
 
+def check_output_dir(args):
+    """Raises ValueError where --output_dir, or a folder above it, is a file."""
+    for path in (args.output_dir, *args.output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output_dir {args.output_dir}: {path} is a file; give a folder")
+
+
 def select_device(args) -> torch.device:
     """--device, else the GPU of --gpu_ids, else the CPU with one line that says so."""
     if args.device:

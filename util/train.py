@@ -8,7 +8,15 @@ from .build import build_criterion, build_model, build_training_sets, check_rend
 from .checkpoint import load_checkpoint
 from .engine import Progress, fit
 from .logging import RunFolder
-from .options import NETWORK_DEFAULTS, REFINER_DEFAULTS, check_training, one_sentence, resolve_network, select_device
+from .options import (
+    NETWORK_DEFAULTS,
+    REFINER_DEFAULTS,
+    check_output_dir,
+    check_training,
+    one_sentence,
+    resolve_network,
+    select_device,
+)
 from .results import batch_strips, evaluate_and_report
 from .visualize import picture_grid
 
@@ -24,6 +32,7 @@ def train(args, refined: bool):
         defaults = NETWORK_DEFAULTS | (REFINER_DEFAULTS if refined else {})
         resolve_network(args, checkpoint and checkpoint.options, defaults, checkpoint and checkpoint.path)
         check_training(args)
+        check_output_dir(args)
         device = select_device(args)
         frozen = refined and args.freezecoarse
         stage = 3 if refined and not frozen else 2 if refined else 1
