@@ -138,7 +138,8 @@ def make_crop(
 
     picture = cv2.resize(photo_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255  # (224, 224, 3)
     # Saturated pixels count as outside the photograph, as in the published protocol; the gain comes after this.
-    border_mask = (picture < 1.0).all(-1).astype(np.float32)
+    red, green, blue = cv2.split(picture)
+    border_mask = ((red < 1.0) & (green < 1.0) & (blue < 1.0)).astype(np.float32)
     if img_res != CROP:
         shrinks = img_res < min(photo_cut.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

@@ -47,6 +47,19 @@ class _Backbone(nn.Module):
         return maps
 
 
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution of few places and many channels. On the CPU as one matrix product, which takes a third of the time."""
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
+        columns = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # (B, C k k, places)
+        sizes = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
+        places = [(n + 2 * p - k) // s + 1 for n, p, k, s in sizes]
+        y = F.linear(columns.transpose(1, 2), self.weight.flatten(1), self.bias)  # (B, places, C)
+        return y.transpose(1, 2).unflatten(2, places)
+
+
 class _Encoder(nn.Module):
     def __init__(self, backbone: str, img_res: int):
         super().__init__()
@@ -57,7 +70,7 @@ class _Encoder(nn.Module):
             raise ValueError(f"--img_res {img_res} leaves no feature map; 33 is the least.")
         self.num_features = channels * side * side
         self.enc_conv1 = nn.Sequential(
-            nn.Conv2d(channels, channels, 4, stride=2, padding=1),
+            SmallMapConv2d(channels, channels, 4, stride=2, padding=1),
             nn.GroupNorm(NORM_GROUPS, channels),
             nn.LeakyReLU(0.2),
         )
@@ -70,6 +83,8 @@ class _Encoder(nn.Module):
 
     def forward(self, image, bf16: bool):
         """image (B, 3, S, S) -> code z (B, 100), flattened features (B, num_features), maps."""
+        if bf16:
+            image = image.contiguous(memory_format=torch.channels_last)  # the layers hand the layout on
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             maps = self.resnet_conv(image)
             flat = self.enc_conv1(maps[-1]).flatten(1)  # (B, 18432) for ResNet-50 at 224
@@ -151,7 +166,6 @@ class CoarseModel(nn.Module):
     def use_bf16(self):
         """Runs the convolutions in bfloat16, channels last, where gradients are taken; evaluation stays in float32."""
         self.bf16 = True
-        self.encoder.to(memory_format=torch.channels_last)
 
     def freeze_batch_norm(self):
         """Normalises with the running statistics in training too, and leaves them as they are."""

@@ -62,5 +62,6 @@ def kinematic_chain(rotations, joints, parents, levels, scales=None) -> torch.Te
 
 def skin(verts, transforms, weights) -> torch.Tensor:
     """Linear blend skinning. verts (B, V, 3), transforms (B, J, 3, 4), weights (V, J). Returns (B, V, 3)."""
-    blended = (weights @ transforms.flatten(2)).unflatten(-1, (3, 4))  # (B, V, 3, 4)
-    return (blended[..., :3] @ verts[..., None]).squeeze(-1) + blended[..., 3]
+    # Vertices last: sums over long rows instead of a tiny product per vertex.
+    blended = (transforms.flatten(2).mT @ weights.mT).unflatten(1, (3, 4))  # (B, 3, 4, V)
+    return ((blended[:, :, :3] * verts.mT[:, None]).sum(2) + blended[:, :, 3]).mT

@@ -106,6 +106,7 @@ class SMAL(nn.Module):
         constant("template", template)
         constant("shapedirs", shapedirs.reshape(num_verts * 3, -1).T)  # (K, V*3)
         constant("posedirs", posedirs.reshape(num_verts * 3, -1).T)  # (9*(J-1), V*3)
+        self.has_posedirs = bool(posedirs.any())  # the made-up body has none
         constant("J_regressor", regressor)
         constant("weights", weights)
         constant("logscale_mask", joints.logscale_mask(num_joints))  # (6, J, 3)
@@ -134,10 +135,12 @@ class SMAL(nn.Module):
         shaped = self.template + (betas @ self.shapedirs[: betas.shape[1]]).view(batch, num_verts, 3)  # (B, V, 3)
         if del_v is not None:
             shaped = shaped + del_v
-        rest_joints = self.J_regressor @ shaped  # (B, J, 3)
+        rest_joints = self._regress(shaped)  # (B, J, 3)
         rotations = lbs.rodrigues(pose.view(batch, -1, 3))  # (B, J, 3, 3)
-        bend = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
-        posed = shaped + (bend.flatten(1) @ self.posedirs).view(batch, num_verts, 3)
+        posed = shaped
+        if self.has_posedirs:
+            bend = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
+            posed = shaped + (bend.flatten(1) @ self.posedirs).view(batch, num_verts, 3)
         scales = None
         if betas_logscale is not None:
             scales = (betas_logscale @ self.logscale_mask.flatten(1)).exp().view(batch, -1, 3)  # (B, J, 3)
@@ -145,7 +148,12 @@ class SMAL(nn.Module):
         verts = lbs.skin(posed, transforms, self.weights)  # (B, V, 3)
         if trans is not None:
             verts = verts + trans[:, None]
-        return SMALOutput(verts, torch.cat([self.J_regressor @ verts, verts[:, self.landmarks]], 1))
+        return SMALOutput(verts.contiguous(), torch.cat([self._regress(verts), verts[:, self.landmarks]], 1))
+
+    def _regress(self, verts):
+        """Joints (B, J, 3) of vertices (B, V, 3), as one product over the batch."""
+        rows = verts.mT.reshape(-1, self.num_verts)  # (3B, V)
+        return (rows @ self.J_regressor.mT).view(len(verts), 3, -1).mT
 
 
 def _expect(name, tensor, shape):

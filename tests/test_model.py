@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from model import CoarseModel, CoarseToFine, ImageFeatures
-from model.coarse import map_sizes
+from model.coarse import SmallMapConv2d, map_sizes
 from model.graph_layers import GraphResBlock, VertexGroupNorm
 from smal_model import SMAL, MeshHierarchy, priors
 from util.camera import project
@@ -91,6 +91,22 @@ def _slow_lift(refiner, verts, positions, features):
     local = F.grid_sample(maps, positions[:, :, None], align_corners=False).squeeze(-1).transpose(1, 2)
     pooled = features.pooled[:, None].expand(-1, verts.shape[1], -1)
     return refiner.lin1(torch.cat([verts, pooled, local], -1))
+
+
+@pytest.mark.parametrize("side", [2, 3, 7])
+def test_convolution_as_a_product_equals_the_convolution(side):
+    torch.manual_seed(side)
+    layer = SmallMapConv2d(6, 10, 4, stride=2, padding=1).double()
+    x = torch.randn(3, 6, side, side, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(x, layer.weight, layer.bias, 2, 1)
+    weight = torch.randn_like(expected)
+    found = layer(x)
+    wanted = (x, layer.weight, layer.bias)
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), wanted), torch.autograd.grad((expected * weight).sum(), wanted), strict=False
+    ):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found, expected)
 
 
 def test_fast_feature_lift_equals_sampling_every_channel(body):
