@@ -6,8 +6,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DATA := data/synthetic
 OUT := logs/demo
-COMMON := --data_dir $(DATA) --num_works 1
-LEARN := $(COMMON) --no_augment --flip --bf16
+COMMON := --data_dir $(DATA) --num_works 0
+LEARN := $(COMMON) --no_augment --flip --bf16 --w_pose_prior 5 --w_betas_prior 50
+STAGE1 := $(PYTHON) main.py $(LEARN) --batch_size 64 --output_dir $(OUT)/stage1
+REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 5 --w_dice_refine 2500 --alpha 0.5 --beta 0.5 --w_arap 3000
 
 .PHONY: demo test clean-demo
 
@@ -33,21 +35,23 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` goes on from there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
+	$(PYTHON) -m datasets.synthetic --data_dir $(DATA) --num_images 5000
 
+# Adam keeps its learning rate, so each phase goes on from the one before with a lower one.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --backbone resnet18 --img_res 64 --backbone_weights none --batch_size 32 --nEpochs 8 --lr 4e-4 \
-		--output_dir $(OUT)/stage1
+	$(STAGE1) --nEpochs 8 --lr 7e-4 --backbone resnet18 --img_res 64 --backbone_weights none
+	$(STAGE1) --nEpochs 12 --lr 2e-4 --resume $(OUT)/stage1/checkpoint.pth.tar
+	$(STAGE1) --nEpochs 14 --lr 5e-5 --resume $(OUT)/stage1/checkpoint.pth.tar
 	touch $@
 
 $(OUT)/stage2/.done: $(OUT)/stage1/.done
-	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --num_channels 64 --num_downsampling 2 --batch_size 16 --nEpochs 1 --lr 2e-3 \
-		--freezecoarse --w_arap 100 --w_dice_refine 2000 --pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
+	$(REFINE) --batch_size 8 --nEpochs 1 --lr 1.5e-3 --freezecoarse --num_channels 64 --num_downsampling 2 \
+		--pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(PYTHON) main_meshgraph.py $(LEARN) --local_feat --batch_size 32 --nEpochs 2 --lr 1e-4 --w_arap 100 \
-		--w_dice_refine 2000 --w_pose_limit_prior 5000 --resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
+	$(REFINE) --batch_size 32 --nEpochs 1 --lr 2e-5 --w_pose_limit_prior 5000 \
+		--resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 
 $(OUT)/results/.done: $(OUT)/stage3/.done

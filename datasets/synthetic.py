@@ -6,8 +6,8 @@ writes the body, its priors and its mesh hierarchy (`smal_model.quadruped`), `St
 `animal_pose/` with a twelfth as many, as SPLITS says. Beside `Images/` lies `Truth/` with the same paths: one `.npz` a picture.
 
 Each picture starts from numbers drawn for its own position in the list, so the number of workers changes nothing, and the
-same options give the same bytes. A picture is made so: draw breed, shape, pose and a smooth deformation
-that the shape space cannot express; pose the body through the SMAL layer; choose the crop's camera (`util.camera`); lay the
+same options give the same bytes. A picture is made so: draw breed, shape, pose, a coat and a smooth
+deformation that the shape space cannot express; pose the body through the SMAL layer; choose the crop's camera (`util.camera`); lay the
 crop's square into a larger photograph; render body and shadow; paint background and things in front; blur, noise, JPEG.
 """
 
@@ -34,16 +34,17 @@ from smal_model import NUM_BETAS, SMAL, joints
 from smal_model.quadruped import BREEDS, EYE, NOSE, rest_joints, sample_betas, sample_pose, write_quadruped
 from util.camera import DISTANCE, FOCAL, HALF_PLANE, project
 
-SPLITS = {"train": 0.92, "val": 0.03, "test": 0.05}
+SPLITS = {"train": 0.945, "val": 0.015, "test": 0.04}
 ANIMAL_POSE_SHARE = 12  # one picture for Animal Pose to so many for StanfordExtra
 UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
 BATCH = 16  # pictures a worker makes at a time
 SUPERSAMPLE = 2
 SETTINGS_FILE = "synthetic.json"
-VERSION = 4  # of the pictures: raise it with every change of them
+VERSION = 5  # of the pictures: raise it with every change of them
 CROP_FILL = 1 / 1.2  # the animal's larger side, as a share of the crop's
-FROM_BEHIND = 0.05  # share of pictures from any side; in the others the animal is turned towards the photographer
-HIDDEN_BEHIND = 0.16  # a joint this far (body units) behind the nearest skin is hidden by the animal itself
+FROM_BEHIND = 0.03  # share of pictures from any side; in the others the animal is turned towards the photographer
+COAT_DEPTH = 0.015, 0.075  # of the trunk, body units, least and most
+HIDDEN_BEHIND = 0.21  # a joint this far (body units) behind the nearest skin is hidden by the animal itself
 TO_CAMERA = np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]])  # world (x to the viewer, z up) to camera (x right, y up, z away)
 
 
@@ -81,7 +82,8 @@ class Studio:
         return np.linalg.qr(basis)[0]
 
     def deformation(self, rng) -> np.ndarray:
-        """(V, 3) smooth displacement of the rest pose outside the shape space: soft dents and bulges, lean and heavy parts."""
+        """(V, 3) smooth displacement of the rest pose: soft dents and bulges, lean and heavy parts, all outside the shape
+        space, and a coat of some depth over the body, which hardly moves a keypoint."""
 
         def bumps(count, low, high):
             centre = self.rest[rng.integers(len(self.rest), size=count)]
@@ -94,7 +96,19 @@ class Studio:
         flesh = np.clip(self.thickness, 0.02, 0.16) / 0.10
         moved = shift + (swell * flesh)[:, None] * self.rest_normals
         flat = moved.ravel()
-        return (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
+        outside = (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
+        return outside + rng.uniform(*COAT_DEPTH) * self.coat
+
+    @cached_property
+    def coat(self) -> np.ndarray:
+        """(V, 3) from the skin to the tips of a coat of depth 1: away from the skin, and hanging where the skin faces down."""
+        share = np.full(self.smal.num_joints, 1.0)
+        for leg in (joints.FRONT_LEFT_LEG, joints.FRONT_RIGHT_LEG, joints.BACK_LEFT_LEG, joints.BACK_RIGHT_LEG):
+            share[list(leg)] = 0.8, 0.5, 0.3, 0.2
+        share[[joints.HEAD, joints.MOUTH, joints.LEFT_EAR, joints.RIGHT_EAR]] = 0.5, 0.1, 0.2, 0.2
+        share[list(joints.TAIL)] = 0.5
+        hangs = np.clip(-self.rest_normals[:, 2:], 0, 1) * (0, 0, -1.5)
+        return (self.smal.weights.numpy() @ share)[:, None] * (self.rest_normals + hangs)
 
     @cached_property
     def thickness(self) -> np.ndarray:
@@ -112,7 +126,7 @@ class Studio:
             lying_down = abs(pose[0]) > 1
             raised = rng.uniform(0.15, 0.9) if lying_down else np.clip(rng.normal(0.16, 0.16), -0.12, 0.7)
             view = Rotation.from_euler("xyz", [np.clip(rng.normal(0, 0.06), -0.15, 0.15), raised, 0])
-            turned = rng.uniform(-np.pi, np.pi) if rng.random() < FROM_BEHIND else np.clip(rng.normal(0, 0.8), -1.7, 1.7)
+            turned = rng.uniform(-np.pi, np.pi) if rng.random() < FROM_BEHIND else np.clip(rng.normal(0, 0.7), -1.5, 1.5)
             world = TO_CAMERA @ (view.as_matrix() @ Rotation.from_euler("z", turned).as_matrix())
             pose[:3] = Rotation.from_matrix(world @ Rotation.from_rotvec(pose[:3]).as_matrix()).as_rotvec()
             poses.append(pose)
@@ -364,9 +378,10 @@ def render_animal(rng, studio, animal, frame, xy, depth, light):
     corner, weight = studio.faces[face[row, column]], bary[row, column]  # (N, 3) each
     at = sum(fields[corner[:, k]] * weight[:, k, None] for k in range(3))  # (N, 3 + layers)
     normal = at[:, :3] / np.maximum(np.linalg.norm(at[:, :3], axis=1, keepdims=True), 1e-6)
-    paint = np.broadcast_to(base.astype(np.float32), (len(row), 3))
+    paint = np.tile(base.astype(np.float32), (len(row), 1))
     for i, (_, soft, c) in enumerate(layers):
-        paint = mix(paint, c, step(at[:, 3 + i], soft))
+        there = np.flatnonzero(at[:, 3 + i] > -soft)
+        paint[there] = mix(paint[there], c, step(at[there, 3 + i], soft))
     hair = cv2.blur(rng.standard_normal((h * s, w * s), dtype=np.float32), (1, 5) if rng.random() < 0.7 else (4, 2))[row, column]
     paint = np.clip(paint * (1 + rng.uniform(0.05, 0.25) * hair[:, None]), 0, 1)
     edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin

@@ -519,7 +519,7 @@ def sample_betas(generator: np.random.Generator, breed: str, n: int = NUM_BETAS)
 
 
 # ---------------------------------------------------------------- poses
-POSES = {"standing": 0.36, "walking": 0.28, "running": 0.10, "sitting": 0.14, "lying": 0.09, "on its side": 0.03}  # how often
+POSES = {"standing": 0.40, "walking": 0.29, "running": 0.08, "sitting": 0.14, "lying": 0.07, "on its side": 0.02}  # how often
 
 
 class _Pose:
@@ -610,9 +610,9 @@ def _one_pose(generator, kind):
         for leg in _LEGS[2:]:
             p.leg(leg, [p.u(-0.45, 0.3), p.u(-0.3, 0.6), p.u(-0.6, 0.0), p.u(-0.1, 0.4)])
         neck, tail = p.u(-0.3, 0.4), p.u(-0.6, 0.4)
-    a[joints.NECK] += p.n(0.08), neck, p.n(0.35)
-    a[joints.HEAD] += p.n(0.15), head, p.n(0.25)
-    wag = p.n(0.45)
+    a[joints.NECK] += p.n(0.08), neck, p.n(0.28)
+    a[joints.HEAD] += p.n(0.12), head, p.n(0.2)
+    wag = p.n(0.35)
     a[joints.TAIL[0]] += 0, tail, wag
     for joint in joints.TAIL[1:]:
         a[joint] += 0, curl + p.n(0.05), 0.25 * wag + p.n(0.05)

@@ -11,7 +11,7 @@ import torch
 
 from datasets import build_dataset, check
 from datasets.annotations import read_mask
-from datasets.synthetic import SETTINGS_FILE, SPLITS, Studio, main, make_data, write_pictures
+from datasets.synthetic import COAT_DEPTH, SETTINGS_FILE, SPLITS, Studio, main, make_data, write_pictures
 from render import coverage
 from smal_model import SMAL, joints
 from util.camera import project, to_pixels
@@ -90,13 +90,17 @@ def test_truth_is_the_layers_output(data, smal):
         np.testing.assert_allclose(out.joints[0], truth["joints"], atol=2e-4)
 
 
-def test_deformations_lie_outside_the_shape_space(data, smal):
-    space = Studio(data / "smal").shape_space
+def test_deformations_are_a_coat_and_lie_outside_the_shape_space_else(data, smal):
+    studio = Studio(data / "smal")
+    space = studio.shape_space
     for _, truth, _ in pictures(data):
         moved = truth["del_v"].astype(np.float64)
-        assert np.abs(space.T @ moved.ravel()).max() < 0.01 * np.linalg.norm(moved)
+        inside, of_coat = space.T @ moved.ravel(), space.T @ studio.coat.ravel()
+        depth = inside @ of_coat / (of_coat @ of_coat)
+        assert COAT_DEPTH[0] <= depth <= COAT_DEPTH[1]
+        assert np.abs(inside - depth * of_coat).max() < 0.01 * np.linalg.norm(moved)
         size = np.linalg.norm(moved, axis=1)
-        assert 0.010 < np.sqrt((size**2).mean()) < 0.040 and size.max() < 0.16
+        assert 0.010 < np.sqrt((size**2).mean()) < 0.08 and size.max() < 0.25
         edge = smal.faces.numpy()[:, :2]
         steps = np.linalg.norm(moved[edge[:, 0]] - moved[edge[:, 1]], axis=1)
         assert np.sqrt((steps**2).mean()) < 0.5 * np.sqrt((size**2).mean())  # smooth from vertex to vertex
