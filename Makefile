@@ -35,7 +35,7 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` goes on from there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m datasets.synthetic --data_dir $(DATA) --num_images 5000
+	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
 
 # Adam keeps its learning rate, so each phase goes on from the one before with a lower one.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json

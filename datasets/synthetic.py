@@ -1,14 +1,14 @@
 """Pictures of made-up dogs with everything known about them, in the layouts of the real data sets.
 
-    python -m datasets.synthetic --data_dir data/synthetic --num_images 4000 --seed 0
+    python -m datasets.synthetic --data_dir data/synthetic --num_images 5000 --seed 0
 
 writes the body, its priors and its mesh hierarchy (`smal_model.quadruped`), `StanfordExtra_v12/` with num_images photographs and
 `animal_pose/` with a twelfth as many, as SPLITS says. Beside `Images/` lies `Truth/` with the same paths: one `.npz` a picture.
 
 Each picture starts from numbers drawn for its own position in the list, so the number of workers changes nothing, and the
-same options give the same bytes. A picture is made so: draw breed, shape, pose, a coat and a smooth
-deformation that the shape space cannot express; pose the body through the SMAL layer; choose the crop's camera (`util.camera`); lay the
-crop's square into a larger photograph; render body and shadow; paint background and things in front; blur, noise, JPEG.
+same options give the same bytes. A picture is made so: draw breed, shape, pose, a coat and a smooth deformation that
+the shape space cannot express; pose the body through the SMAL layer; choose the crop's camera (`util.camera`); lay the crop's
+square into a larger photograph; render body and shadow; paint background and things in front; blur, noise, JPEG.
 """
 
 import argparse
@@ -97,10 +97,10 @@ class Studio:
         moved = shift + (swell * flesh)[:, None] * self.rest_normals
         flat = moved.ravel()
         outside = (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
-        return outside + rng.uniform(*COAT_DEPTH) * self.coat
+        return outside + rng.uniform(*COAT_DEPTH) * self.long_coat
 
     @cached_property
-    def coat(self) -> np.ndarray:
+    def long_coat(self) -> np.ndarray:
         """(V, 3) from the skin to the tips of a coat of depth 1: away from the skin, and hanging where the skin faces down."""
         share = np.full(self.smal.num_joints, 1.0)
         for leg in (joints.FRONT_LEFT_LEG, joints.FRONT_RIGHT_LEG, joints.BACK_LEFT_LEG, joints.BACK_RIGHT_LEG):
@@ -774,7 +774,7 @@ def make_data(data_dir, num_images: int = 1200, seed: int = 0, num_workers: int 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data/synthetic", help="folder to make")
-    parser.add_argument("--num_images", type=int, default=4000, help="photographs in StanfordExtra's layout")
+    parser.add_argument("--num_images", type=int, default=5000, help="photographs in StanfordExtra's layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_works", type=int, default=None, help="processes (default: one a core)")
     args = parser.parse_args(argv)

@@ -95,7 +95,7 @@ def test_deformations_are_a_coat_and_lie_outside_the_shape_space_else(data, smal
     space = studio.shape_space
     for _, truth, _ in pictures(data):
         moved = truth["del_v"].astype(np.float64)
-        inside, of_coat = space.T @ moved.ravel(), space.T @ studio.coat.ravel()
+        inside, of_coat = space.T @ moved.ravel(), space.T @ studio.long_coat.ravel()
         depth = inside @ of_coat / (of_coat @ of_coat)
         assert COAT_DEPTH[0] <= depth <= COAT_DEPTH[1]
         assert np.abs(inside - depth * of_coat).max() < 0.01 * np.linalg.norm(moved)
