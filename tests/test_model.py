@@ -103,7 +103,7 @@ def test_convolution_as_a_product_equals_the_convolution(side):
     found = layer(x)
     wanted = (x, layer.weight, layer.bias)
     for a, b in zip(
-        torch.autograd.grad((found * weight).sum(), wanted), torch.autograd.grad((expected * weight).sum(), wanted), strict=False
+        torch.autograd.grad((found * weight).sum(), wanted), torch.autograd.grad((expected * weight).sum(), wanted), strict=True
     ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(found, expected)
