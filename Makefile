@@ -7,9 +7,9 @@ PYTHON := $(VENV)/bin/python
 DATA := data/synthetic
 OUT := logs/demo
 COMMON := --data_dir $(DATA) --num_works 0
-LEARN := $(COMMON) --no_augment --flip --bf16 --w_pose_prior 5 --w_betas_prior 50
-STAGE1 := $(PYTHON) main.py $(LEARN) --batch_size 64 --output_dir $(OUT)/stage1
-REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 5 --w_dice_refine 2500 --alpha 0.5 --beta 0.5 --w_arap 3000
+LEARN := $(COMMON) --no_augment --flip --bf16 --w_pose_prior 5
+STAGE1 := $(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 64 --output_dir $(OUT)/stage1
+REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 8 --w_dice_refine 2600 --alpha 0.5 --beta 0.5 --w_arap 3300
 
 .PHONY: demo test clean-demo
 
@@ -50,7 +50,7 @@ $(OUT)/stage2/.done: $(OUT)/stage1/.done
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(REFINE) --batch_size 32 --nEpochs 1 --lr 2e-5 --w_pose_limit_prior 5000 \
+	$(REFINE) --batch_size 32 --nEpochs 1 --lr 1e-5 --w_pose_limit_prior 5000 --w_betas_prior 2000 \
 		--resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 

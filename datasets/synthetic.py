@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from render import rasterize
 from smal_model import NUM_BETAS, SMAL, joints
+from smal_model.hierarchy import adjacency
 from smal_model.quadruped import BREEDS, EYE, NOSE, rest_joints, sample_betas, sample_pose, write_quadruped
 from util.camera import DISTANCE, FOCAL, HALF_PLANE, project
 
@@ -40,11 +41,11 @@ UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
 BATCH = 16  # pictures a worker makes at a time
 SUPERSAMPLE = 2
 SETTINGS_FILE = "synthetic.json"
-VERSION = 5  # of the pictures: raise it with every change of them
+VERSION = 6  # of the pictures: raise it with every change of them
 CROP_FILL = 1 / 1.2  # the animal's larger side, as a share of the crop's
 FROM_BEHIND = 0.03  # share of pictures from any side; in the others the animal is turned towards the photographer
-COAT_DEPTH = 0.015, 0.075  # of the trunk, body units, least and most
-HIDDEN_BEHIND = 0.21  # a joint this far (body units) behind the nearest skin is hidden by the animal itself
+COAT_DEPTH = 0.015, 0.085  # of the trunk, body units, least and most
+HIDDEN_BEHIND = 0.29  # a joint this far (body units) behind the nearest hair is hidden by the animal itself
 TO_CAMERA = np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]])  # world (x to the viewer, z up) to camera (x right, y up, z away)
 
 
@@ -101,14 +102,24 @@ class Studio:
 
     @cached_property
     def long_coat(self) -> np.ndarray:
-        """(V, 3) from the skin to the tips of a coat of depth 1: away from the skin, and hanging where the skin faces down."""
+        """(V, 3) from the skin to the tips of a coat of depth 1: away from the skin, hanging from belly, throat and tail, with
+        feathers behind the legs."""
+        legs = (joints.FRONT_LEFT_LEG, joints.FRONT_RIGHT_LEG, joints.BACK_LEFT_LEG, joints.BACK_RIGHT_LEG)
         share = np.full(self.smal.num_joints, 1.0)
-        for leg in (joints.FRONT_LEFT_LEG, joints.FRONT_RIGHT_LEG, joints.BACK_LEFT_LEG, joints.BACK_RIGHT_LEG):
-            share[list(leg)] = 0.8, 0.5, 0.3, 0.2
-        share[[joints.HEAD, joints.MOUTH, joints.LEFT_EAR, joints.RIGHT_EAR]] = 0.5, 0.1, 0.2, 0.2
-        share[list(joints.TAIL)] = 0.5
-        hangs = np.clip(-self.rest_normals[:, 2:], 0, 1) * (0, 0, -1.5)
-        return (self.smal.weights.numpy() @ share)[:, None] * (self.rest_normals + hangs)
+        for leg in legs:
+            share[list(leg)] = 1.0, 0.7, 0.35, 0.1
+        share[[joints.HEAD, joints.MOUTH, joints.LEFT_EAR, joints.RIGHT_EAR]] = 0.3, 0.05, 0.4, 0.4
+        share[list(joints.TAIL)] = 0.9
+        weights = self.smal.weights.numpy()
+        on_leg = weights[:, np.concatenate(legs)].sum(1, keepdims=True)
+        down, behind = np.clip(-self.rest_normals[:, [2]], 0, 1), np.clip(-self.rest_normals[:, [0]], 0, 1)
+        hangs = (1 - on_leg) * down * (0, 0, -2.5) + on_leg * behind * (-1, 0, -0.7)
+        hair = (weights @ share)[:, None] * (0.8 * self.rest_normals + hangs)
+        near = adjacency(self.faces, len(self.rest))
+        count = np.asarray(near.sum(1))
+        for _ in range(8):  # no steps where one part meets the next
+            hair = near @ hair / count
+        return hair
 
     @cached_property
     def thickness(self) -> np.ndarray:
