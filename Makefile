@@ -9,7 +9,7 @@ OUT := logs/demo
 COMMON := --data_dir $(DATA) --num_works 0
 LEARN := $(COMMON) --no_augment --flip --bf16 --w_pose_prior 5
 STAGE1 := $(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 64 --output_dir $(OUT)/stage1
-REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 6 --w_dice_refine 3500 --alpha 0.5 --beta 0.5 --w_arap 3000
+REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 10 --w_dice_refine 4500 --alpha 0.5 --beta 0.5 --w_arap 3500
 
 .PHONY: demo test clean-demo
 
