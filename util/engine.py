@@ -19,7 +19,7 @@ from .checkpoint import save_checkpoint
 from .logging import BEST, CHECKPOINT, RunFolder
 from .losses import Criterion
 
-VALIDATION_SECONDS = 90  # epochs shorter than this share validation, checkpoint and pictures
+VALIDATION_SECONDS = 30  # epochs shorter than this share validation, checkpoint and pictures
 NUM_PICTURES = 4  # validation images shown in TensorBoard
 
 
