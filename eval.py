@@ -37,6 +37,7 @@ def main(arguments=None):
             raise ValueError(
                 f"{dataset.root} holds pictures of another body than {args.param_dir or args.data_dir}; leave out --param_dir"
             )
+        args.output_dir.mkdir(parents=True, exist_ok=True)
     if dataset.excluded:
         print(f"{dataset.excluded} unusable images are left out; python -m datasets.check lists them.")
     evaluate_and_report(model, dataset, args, device, args.resume, dataset.excluded)

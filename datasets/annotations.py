@@ -99,8 +99,13 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_mask(entry: dict) -> np.ndarray:
     """The animal's mask (H, W), uint8 0 or 1, from the entry's run lengths; ValueError where they do not fit."""
+    seg = entry["seg"]
+    # Each character holds six bits from "0" on, the highest set where the number goes on. The decoder does not check that, and
+    # reads past the end of a text that is cut off.
+    if not all("0" <= c <= "o" for c in seg) or (ord(seg[-1]) - ord("0")) & 32:
+        raise ValueError("run lengths are damaged or cut off")
     size = [int(entry["img_height"]), int(entry["img_width"])]
-    return coco_mask.decode({"size": size, "counts": entry["seg"].encode()})
+    return coco_mask.decode({"size": size, "counts": seg.encode()})
 
 
 def read_joints(entry: dict) -> np.ndarray:

@@ -1,5 +1,6 @@
 """StanfordExtra: photographs of dogs with a mask and 20 keypoints each."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class StanfordExtra(Dataset):
         center       (2,) float32 x, y of the crop's centre in the photograph
         scale        () float32, the crop's side / 200
         index        int, position in the JSON list
-        name         str, `<breed>_<file without ending>`
+        name         str, `<breed>_<file without ending>`, and `_<index>` where several entries name that file
     and, opened with truth=True where the data set has a `Truth` folder, float32:
         truth_verts  (V, 3), truth_joints (41, 3)
 
@@ -75,6 +76,10 @@ class StanfordExtra(Dataset):
         if not self.indices:
             first = f" (the first: {self.report[0][0]}, {self.report[0][1]})" if self.report else ""
             raise ValueError(f"no usable photograph among the {len(indices)} of {self.root}, split {split}{first}")
+
+        names = [entry_name(self.entries[i]) for i in self.indices]
+        times = Counter(names)
+        self.names = [f"{name}_{i}" if times[name] > 1 else name for name, i in zip(names, self.indices, strict=True)]
 
         self.has_truth = truth and (self.root / "Truth").is_dir()
         if self.has_truth:
@@ -121,7 +126,7 @@ class StanfordExtra(Dataset):
             self.img_res,
             draw_augmentation(rng, self.augment, self.flip),
         )
-        sample |= {"index": index, "name": entry_name(entry)}
+        sample |= {"index": index, "name": self.names[item]}
         if self.has_truth:
             with np.load(self.truth_path(index), allow_pickle=False) as truth:
                 sample["truth_verts"] = torch.from_numpy(truth["verts"].astype(np.float32))  # (V, 3)

@@ -760,6 +760,8 @@ def make_data(data_dir, num_images: int = 1200, seed: int = 0, num_workers: int 
     if num_images < 20:
         raise ValueError(f"--num_images {num_images}: at least 20 are needed to fill the three splits.")
     data_dir = Path(data_dir)
+    if data_dir.exists() and not data_dir.is_dir():
+        raise FileExistsError(f"--data_dir {data_dir} is a file; give a folder.")
     settings = {"num_images": num_images, "seed": seed, "version": VERSION}
     if data_dir.is_dir() and any(data_dir.iterdir()):
         found = data_dir / SETTINGS_FILE
@@ -791,7 +793,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         made = make_data(args.data_dir, args.num_images, args.seed, args.num_works)
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     if made:
         print(f"{args.num_images} pictures of made-up dogs are in {args.data_dir}")

@@ -10,6 +10,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def load_npz(path, keys=None) -> dict:
                     out[key] = _unpickle(data[stream.tell() :], f"{path} ({key})")
                 else:
                     out[key] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (zipfile.BadZipFile, EOFError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
         raise ValueError(f"{path} is not a readable .npz file ({e}); download or make it again.") from e
     return out
 

@@ -72,10 +72,17 @@ class SMAL(nn.Module):
         )
         regressor = model["J_regressor"]
         regressor = np.asarray(regressor.todense() if scipy.sparse.issparse(regressor) else regressor, np.float64)
-        num_verts, num_joints = template.shape[0], weights.shape[1]
+        means, covariances = (np.asarray(family[k], np.float64) for k in ("cluster_means", "cluster_cov"))
+        faces, kintree = (np.asarray(model[k]).astype(np.int64) for k in ("f", "kintree_table"))
+        num_verts, num_joints, num_shapes = template.shape[0], weights.shape[-1], shapedirs.shape[-1]
         expected = {
             "v_template": (template.shape, (num_verts, 3)),
-            "shapedirs": (shapedirs.shape, (num_verts, 3, shapedirs.shape[-1])),
+            "f": (faces.shape, (len(faces), 3)),
+            "weights": (weights.shape, (num_verts, num_joints)),
+            "kintree_table": (kintree.shape, (2, num_joints)),
+            "shapedirs": (shapedirs.shape, (num_verts, 3, num_shapes)),
+            "cluster_means": (means.shape, (len(means), num_shapes)),
+            "cluster_cov": (covariances.shape, (len(means), num_shapes, num_shapes)),
             "posedirs": (posedirs.shape, (num_verts, 3, 9 * (num_joints - 1))),
             "J_regressor": (regressor.shape, (num_joints, num_verts)),
             "symIdx": (symmetry.shape, (num_verts,)),
@@ -85,12 +92,16 @@ class SMAL(nn.Module):
                 raise ValueError(f"{key} in {model_dir} has shape {found}, expected {wanted}; the files do not belong together.")
         if num_joints != len(joints.NAMES):
             raise ValueError(f"{model_dir} has {num_joints} joints; SMAL's tree of {len(joints.NAMES)} is expected.")
-        num_families = len(family["cluster_means"])
+        if num_shapes < NUM_BETAS:
+            raise ValueError(f"{model_dir} has {num_shapes} shape directions; the network needs {NUM_BETAS} or more.")
+        if faces.size and not 0 <= faces.min() <= faces.max() < num_verts:
+            raise ValueError(f"f in {model_dir} names vertices {faces.min()} to {faces.max()}; the body has {num_verts}.")
+        num_families = len(means)
         if not 0 <= shape_family_id < num_families:
             raise ValueError(f"--shape_family_id {shape_family_id}: the body has families 0 to {num_families - 1}.")
 
         # The root's parent is stored as 2^32 - 1.
-        parents = np.asarray(model["kintree_table"])[0].astype(np.int64).astype(np.int32).astype(np.int64)
+        parents = kintree[0].astype(np.int32).astype(np.int64)
         self.levels = lbs.tree_levels(parents.tolist())
         mirror_plane = np.asarray(model.get("mirror_plane_vertices", joints.MIRROR_PLANE_VERTICES))
         landmarks = np.asarray(model.get("landmark_vertices", joints.LANDMARK_VERTICES))
@@ -100,7 +111,7 @@ class SMAL(nn.Module):
             # The body comes from its own files, never from a checkpoint.
             self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(array)).to(dtype), persistent=False)
 
-        constant("faces", np.asarray(model["f"]).astype(np.int64), torch.int64)
+        constant("faces", faces, torch.int64)
         constant("parents", np.maximum(parents, 0), torch.int64)
         constant("landmarks", landmarks.astype(np.int64), torch.int64)
         constant("template", template)
@@ -111,8 +122,8 @@ class SMAL(nn.Module):
         constant("weights", weights)
         constant("logscale_mask", joints.logscale_mask(num_joints))  # (6, J, 3)
         # NumPy, in double precision whatever the module is cast to: the shape prior inverts this covariance.
-        self.family_mean = np.asarray(family["cluster_means"][shape_family_id], np.float64)
-        self.family_cov = np.asarray(family["cluster_cov"][shape_family_id], np.float64)
+        self.family_mean = means[shape_family_id]
+        self.family_cov = covariances[shape_family_id]
 
     @property
     def num_verts(self) -> int:

@@ -125,12 +125,16 @@ class _Split(Subset):
 
 
 def build_training_sets(args):
-    """Training set, validation set, and the number of unusable images left out of them. Without a validation split, every tenth
-    training image validates, and a line says so."""
+    """Training set (None with --evaluate, where it is not needed), validation set, and the number of unusable images left out.
+    Without a validation split, every tenth training image validates, and a line says so."""
     common = {"name": args.dataset, "data_dir": args.data_dir, "img_res": args.img_res, "seed": args.seed}
-    train = datasets.build_dataset(split="train", augment=not args.no_augment, flip=args.flip, **common)
-    if datasets.has_split(args.dataset, args.data_dir, "val"):
+    own_validation = datasets.has_split(args.dataset, args.data_dir, "val")
+    if own_validation:
         val = datasets.build_dataset(split="val", **common)
+        if args.evaluate:
+            return None, val, val.excluded
+    train = datasets.build_dataset(split="train", augment=not args.no_augment, flip=args.flip, **common)
+    if own_validation:
         excluded = train.excluded + val.excluded
     else:
         excluded, plain = train.excluded, copy.copy(train)

@@ -53,7 +53,8 @@ def load_checkpoint(path, option="--resume") -> Checkpoint:
         reason = f"it asks for {asked[1]}" if asked else "it is damaged, or no PyTorch file"
         raise ValueError(f"{option} {path} is not a checkpoint that can be read safely ({reason})") from None
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+    items = state_dict.items() if isinstance(state_dict, dict) else ()
+    if not items or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in items):
         raise ValueError(f"{option} {path} holds no network weights; expected a dict with `state_dict`")
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if all(key.startswith("meshnet.") for key in state_dict):

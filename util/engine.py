@@ -19,7 +19,7 @@ from .checkpoint import save_checkpoint
 from .logging import BEST, CHECKPOINT, RunFolder
 from .losses import Criterion
 
-VALIDATION_SECONDS = 30  # epochs shorter than this share validation, checkpoint and pictures
+VALIDATION_STEPS = 50  # epochs of fewer steps share validation, checkpoint and pictures
 NUM_PICTURES = 4  # validation images shown in TensorBoard
 
 
@@ -164,17 +164,17 @@ class Progress:
 def fit(
     model, criterion, optimizer, train_set, val_set, args, device, run: RunFolder, progress: Progress, saved: dict, draw
 ):  # fmt: skip
-    """Trains from progress.epoch to args.nEpochs, validating, logging and saving each epoch.
+    """Trains from progress.epoch to args.nEpochs, logging, validating and saving each epoch.
 
     `saved` is written into every checkpoint (options, stage); draw(batch, output) gives the picture for TensorBoard.
-    Epochs shorter than VALIDATION_SECONDS share validation, checkpoint and pictures.
+    Epochs of fewer than VALIDATION_STEPS steps are validated and saved once in that many steps, and at the end.
     """
     batches = EpochBatches(len(train_set), args.batch_size, args.seed)
     train_loader = make_loader(train_set, args.batch_size, args.num_works, device, batches)
     val_loader = make_loader(val_set, args.batch_size, min(args.num_works, len(val_set)), device)
     shown = default_collate([val_set[i] for i in range(min(NUM_PICTURES, len(val_set)))])
     shown = to_device(shown, device)
-    last_validation = time.monotonic()
+    interval = math.ceil(VALIDATION_STEPS / len(batches))  # epochs
     for epoch in range(progress.epoch, args.nEpochs):
         start = time.monotonic()
         train_set.set_epoch(epoch)
@@ -184,7 +184,7 @@ def fit(
         run.scalars("train", terms, progress.step)
         line = f"epoch {epoch + 1}/{args.nEpochs}  " + "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
 
-        if epoch + 1 == args.nEpochs or time.monotonic() - last_validation > VALIDATION_SECONDS:
+        if epoch + 1 == args.nEpochs or (epoch + 1) % interval == 0:
             scores = evaluate(model, val_loader, device, args.renderer)
             means, merit = scores.means(), scores.figure_of_merit()
             run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, progress.step)
@@ -198,5 +198,4 @@ def fit(
             save_checkpoint(run.folder / CHECKPOINT, {"state_dict": model.state_dict(), **vars(progress), **saved, **state})
             with torch.no_grad():
                 run.picture("val", draw(shown, model.eval()(shown["image"])), progress.step)
-            last_validation = time.monotonic()
         run.line(f"{line}  |  {time.monotonic() - start:.1f} s")

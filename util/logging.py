@@ -13,7 +13,7 @@ from tqdm import tqdm
 from smal_model.files import written_aside
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-_OWN_FILES = ("args.json", "log.txt", CHECKPOINT, BEST, "events.out.tfevents.*")
+_OWN_FILES = ("args*.json", "log.txt", CHECKPOINT, BEST, "events.out.tfevents.*")
 
 
 def write_json(path, value):
@@ -33,14 +33,16 @@ def _jsonable(value):
 
 
 class RunFolder:
-    """Opens `folder` for a run and writes `args.json`. A run that is already there and is not continued is moved to
-    `previous_N` inside it, so that nothing is lost."""
+    """Opens `folder` for a run and writes `args.json`. Nothing in it is lost: a run that is already there and is not continued is
+    moved to `previous_N` inside it, and the `args.json` of one that is becomes `args_N.json`. step: steps done before."""
 
-    def __init__(self, folder, args, device, continued: bool):
+    def __init__(self, folder, args, device, continued: bool, step: int):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not continued:
             self._move_previous()
+        elif (self.folder / "args.json").exists():
+            (self.folder / "args.json").rename(self._unused("args_{}.json"))
         write_json(
             self.folder / "args.json",
             {
@@ -51,14 +53,18 @@ class RunFolder:
                 "options": vars(args),
             },
         )
-        self.writer = SummaryWriter(self.folder)
+        self.writer = SummaryWriter(self.folder, purge_step=step + 1)  # hides what a crash left beyond the checkpoint
+
+    def _unused(self, pattern: str) -> Path:
+        number = 1
+        while (path := self.folder / pattern.format(number)).exists():
+            number += 1
+        return path
 
     def _move_previous(self):
         old = [path for pattern in _OWN_FILES for path in self.folder.glob(pattern)]
         if old:
-            number = 1
-            while (target := self.folder / f"previous_{number}").exists():
-                number += 1
+            target = self._unused("previous_{}")
             target.mkdir()
             for path in old:
                 path.rename(target / path.name)

@@ -114,7 +114,11 @@ def _training(parser, epochs):
         "--start_epoch", type=_not_negative(int), help="number of the first epoch (default: the checkpoint's, or 0)"
     )
     group.add_argument("--lr", type=_not_negative(float), default=1e-4, help="Adam's learning rate (default: %(default)s)")
-    group.add_argument("--load_optimizer", action="store_true", help="with --resume: take over the optimiser's state")
+    group.add_argument(
+        "--load_optimizer",
+        action="store_true",
+        help="with --resume of another stage: take over the optimiser's state too (a run that goes on always does)",
+    )
     group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     group.add_argument("--bf16", action="store_true", help="networks in bfloat16 while training: faster, less exact")
     group.add_argument(
@@ -179,6 +183,8 @@ def check_training(args):
         raise ValueError("--load_optimizer needs --resume: there is no optimiser state to load")
     if getattr(args, "freezecoarse", False) and not source:
         raise ValueError("--freezecoarse needs --pretrained or --resume: a coarse network with random weights would be frozen")
+    if source and args.backbone_weights not in ("imagenet", "none"):
+        raise ValueError(f"--backbone_weights {args.backbone_weights}: the weights come from {source}; give one of the two")
     weights = {name: value for name, value in vars(args).items() if name.startswith("w_")}
     if getattr(args, "freezecoarse", False):
         weights = {name: weights[name] for name in ("w_kpts_refine", "w_dice_refine", "w_arap")}
@@ -226,8 +232,12 @@ def select_device(args) -> torch.device:
             device = torch.device(args.device)
         except RuntimeError:
             raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER") from None
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {args.device}: no CUDA device is available here; use --device cpu")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"--device {args.device}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
         return device
     if args.gpu_ids < 0:
         return torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from .build import build_criterion, build_model, build_training_sets, check_renderer, start_from, stored_options
 from .checkpoint import load_checkpoint
 from .engine import Progress, fit
-from .logging import RunFolder
+from .logging import CHECKPOINT, RunFolder
 from .options import (
     NETWORK_DEFAULTS,
     REFINER_DEFAULTS,
@@ -51,6 +51,13 @@ def train(args, refined: bool):
             model.use_bf16()
         model.to(device)
         train_set, val_set, excluded = build_training_sets(args)
+        if args.evaluate:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+    if args.evaluate:
+        evaluate_and_report(model, val_set, args, device, checkpoint.path, excluded)
+        return
+
+    with one_sentence():
         statistics = not frozen and not args.freeze_bn  # batch norm takes them from each batch
         if len(train_set) < 2 and statistics:
             raise ValueError("batch norm needs two training images or more; this training split has one")
@@ -61,27 +68,23 @@ def train(args, refined: bool):
         progress = _take_over(args, checkpoint, continued, optimizer) if checkpoint else Progress()
         if args.start_epoch is not None:
             progress.epoch = args.start_epoch
-        if not args.evaluate:
-            same_folder = continued and checkpoint.path.resolve().parent == args.output_dir.resolve()
-            if continued and not same_folder:
-                progress.best_score = -math.inf  # the new folder has no best epoch yet
-            run = RunFolder(args.output_dir, args, device, same_folder)
-    if args.evaluate:
-        evaluate_and_report(model, val_set, args, device, checkpoint.path, excluded)
-        return
+        if progress.epoch >= args.nEpochs:
+            print(f"Nothing to do: {progress.epoch} of {args.nEpochs} epochs are done (--nEpochs).")
+            return
+        # Only its last checkpoint goes on in a folder; from any other file, what the folder holds would be overwritten.
+        in_place = continued and checkpoint.path.resolve() == (args.output_dir / CHECKPOINT).resolve()
+        changed = _changed_options(args, checkpoint) if continued else {}
+        if not in_place or "dataset" in changed or "data_dir" in changed:
+            progress.best_score = -math.inf  # no epoch of this folder was scored on these images yet
+        run = RunFolder(args.output_dir, args, device, in_place, progress.step)
 
     run.line(
         f"stage {stage} on {device}: {len(train_set)} training and {len(val_set)} validation images"
         + (f" ({excluded} unusable ones left out; python -m datasets.check lists them)" if excluded else "")
         + (f"; {'continues' if continued else 'starts from'} {checkpoint.path}, epoch {progress.epoch + 1}" if checkpoint else "")
     )
-    if continued:
-        before = checkpoint.content.get("training", {})
-        changed = [f"--{k} {v} (was {before[k]})" for k, v in _training_options(args).items() if before.get(k, v) != v]
-        if changed:
-            run.line(f"continues with other options than it was begun with: {', '.join(changed)}")
-    if progress.epoch >= args.nEpochs:
-        run.line(f"nothing to do: {progress.epoch} of {args.nEpochs} epochs are done (--nEpochs)")
+    if changed:
+        run.line(f"continues with other options than it was begun with: {', '.join(changed.values())}")
 
     def draw(batch, output):
         return picture_grid(batch_strips(batch, output, model.smal.faces, args.renderer))
@@ -92,6 +95,9 @@ def train(args, refined: bool):
         fit(model, criterion, optimizer, train_set, val_set, args, device, run, progress, saved, draw)
     except FloatingPointError as e:
         raise SystemExit(f"error: {e}") from None
+    except KeyboardInterrupt:
+        saved_to = run.folder / CHECKPOINT
+        raise SystemExit(f"interrupted; --resume {saved_to} goes on" if saved_to.exists() else "interrupted") from None
     finally:
         run.close()
 
@@ -99,6 +105,7 @@ def train(args, refined: bool):
 def _training_options(args) -> dict:
     """What steers learning, as a checkpoint stores it."""
     steering = (
+        "dataset",
         "lr",
         "batch_size",
         "seed",
@@ -111,7 +118,14 @@ def _training_options(args) -> dict:
         "bf16",
         "freeze_bn",
     )
-    return {name: value for name, value in vars(args).items() if name in steering or name.startswith("w_")}
+    options = {name: value for name, value in vars(args).items() if name in steering or name.startswith("w_")}
+    return options | {"data_dir": str(args.data_dir.resolve())}
+
+
+def _changed_options(args, checkpoint) -> dict[str, str]:
+    """The options that steer learning and are not those the checkpoint was written with: `--name value (was other)` by name."""
+    before = checkpoint.content.get("training", {})
+    return {k: f"--{k} {v} (was {before[k]})" for k, v in _training_options(args).items() if before.get(k, v) != v}
 
 
 def _take_over(args, checkpoint, continued: bool, optimizer) -> Progress:
