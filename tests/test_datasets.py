@@ -283,6 +283,14 @@ def broken_run_lengths(data_dir, entries):
     entries[0]["seg"] = "o" * 500
 
 
+def cut_off_run_lengths(data_dir, entries):
+    entries[0]["seg"] = entries[0]["seg"][:-1] + "P"  # a number that goes on
+
+
+def foreign_run_lengths(data_dir, entries):
+    entries[0]["seg"] = "1 2"
+
+
 def mask_elsewhere(data_dir, entries):
     mask = np.zeros((HEIGHT, WIDTH))
     mask[:20, :20] = 1
@@ -342,6 +350,8 @@ FAULTS = {
     empty_mask: "empty mask",
     no_run_lengths: "empty mask",
     broken_run_lengths: "mask cannot be decoded",
+    cut_off_run_lengths: "damaged or cut off",
+    foreign_run_lengths: "damaged or cut off",
     mask_elsewhere: "mask lies outside the box",
     box_outside: "box outside the picture",
     box_mostly_outside: "box outside the picture",
@@ -364,6 +374,11 @@ def test_an_unusable_entry_is_found_and_left_out(made_up, fault):
     assert dataset.excluded == 1 and dataset.problems[0].index == 0
     assert dataset.report[0][0] in ("breed_dog_0", ".._.._dog_0", "?") and FAULTS[fault] in dataset.report[0][1]
     assert [sample["index"] for sample in dataset] == [2, 3]
+
+
+def test_two_animals_in_one_photograph_have_two_names(made_up):
+    edit(made_up, lambda entries: entries[3].update(img_path=entries[0]["img_path"]))
+    assert [s["name"] for s in build_dataset("stanford", made_up, "train")] == ["breed_dog_2", "breed_dog_0_0", "breed_dog_0_3"]
 
 
 def test_a_truncated_jpeg_is_found_wherever_it_ends(made_up, shared):

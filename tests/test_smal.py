@@ -1,5 +1,7 @@
 """The SMAL layer against recorded values, closed forms and finite differences."""
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.spatial.transform
@@ -20,6 +22,25 @@ def smal(made_up_body):
     layer = SMAL(made_up_body / "smal")
     layer.posedirs.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))  # the made-up body has none
     return layer
+
+
+@pytest.mark.parametrize(
+    "table, key, change, sentence",
+    [
+        ("my_smpl_00781_4_all", "f", lambda a: a + 1, "names vertices 1 to 3916; the body has 3916"),
+        ("my_smpl_00781_4_all", "shapedirs", lambda a: a[..., :19], "cluster_means in .* has shape .*27.*, expected .*19"),
+        ("my_smpl_00781_4_all", "kintree_table", lambda a: a[0], r"kintree_table in .* expected \(2, 35\)"),
+        ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights in .* has shape"),
+        ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov in .* has shape"),
+    ],
+)
+def test_files_that_do_not_belong_together(made_up_body, tmp_path, table, key, change, sentence):
+    shutil.copytree(made_up_body / "smal", tmp_path / "smal")
+    with np.load(tmp_path / "smal" / f"{table}.npz") as arrays:
+        content = dict(arrays)
+    np.savez(tmp_path / "smal" / f"{table}.npz", **content | {key: change(content[key])})
+    with pytest.raises(ValueError, match=sentence):
+        SMAL(tmp_path / "smal")
 
 
 @pytest.mark.parametrize("variant", ["plain", "logscale", "deformed"])

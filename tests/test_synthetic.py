@@ -173,6 +173,8 @@ def test_reuses_its_own_folder_and_spares_others(data, tmp_path, capsys):
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="not empty"):
         make_data(tmp_path / "mine", NUM_IMAGES)
+    with pytest.raises(FileExistsError, match="is a file; give a folder"):
+        make_data(tmp_path / "mine" / "notes.txt", NUM_IMAGES)
     with pytest.raises(ValueError, match="at least 20"):
         make_data(tmp_path / "new", 3)
     with pytest.raises(SystemExit):

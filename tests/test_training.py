@@ -1,0 +1,243 @@
+"""From options to what is learnt: which weight acts on which term, what each switch does, what a run folder keeps."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import main
+import render
+from datasets.synthetic import make_data
+from model import CoarseToFine
+from smal_model import SMAL, MeshHierarchy, priors
+from tests.test_scripts import SMALL, _fails
+from util import build, engine, losses
+from util.camera import CROP, keypoints_row_col, project
+from util.options import meshgraph_parser
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few")
+    make_data(folder, num_images=20, seed=7, num_workers=2)
+    for split, indices in (("train", range(6)), ("val", [6]), ("test", [7])):
+        np.save(folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy", np.array(indices))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """A finished stage 1 of one epoch; batches of 3."""
+    folder = tmp_path_factory.mktemp("start")
+    _stage1(data, folder, "--nEpochs", "1")
+    return folder
+
+
+def _stage1(data, folder, *more, small=SMALL):
+    main.main(["--data_dir", str(data), *small, "--batch_size", "3", "--output_dir", str(folder), *more])
+
+
+def _content(path):
+    return torch.load(path, weights_only=True)
+
+
+def _epochs(folder):
+    return [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("epoch ")]
+
+
+# ---- losses ------------------------------------------------------------------------------------------------------
+
+
+def test_each_weight_multiplies_its_own_term(made_up_body):
+    """Eight weights, no two alike, and unequal alpha and beta, against the bare losses of a coarse and another refined mesh."""
+    weights = {"kpts": 2, "betas_prior": 3, "pose_prior": 5, "kpts_refine": 7, "dice": 11, "dice_refine": 13}
+    weights |= {"pose_limit_prior": 17, "arap": 19}
+    options = [f"--w_{name}={weight}" for name, weight in weights.items()] + ["--alpha=0.9", "--beta=0.2"]
+    args = meshgraph_parser().parse_args([f"--data_dir={made_up_body}", *options])
+    smal = SMAL(made_up_body / "smal")
+    model = CoarseToFine(smal, MeshHierarchy.load(made_up_body / "mesh_down_sampling_4.npz"), backbone="resnet18", img_res=64)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        output = model.eval()(torch.randn(2, 3, 64, 64))
+        output.pose = 2 * torch.randn(2, 105)  # beyond the limits
+        output.verts_refined = output.verts + 0.1 * torch.randn(output.verts.shape)
+        output.joints_refined = output.joints + 0.1
+        labelled = torch.cat([224 * torch.rand(2, 20, 2), torch.ones(2, 20, 1)], -1)
+        mask = torch.zeros(2, CROP, CROP)
+        mask[:, 40:140, 60:200] = 1
+        terms = build.build_criterion(args, smal, refined=True)(output, {"keypoints": labelled, "mask": mask})
+
+        def dice(verts):
+            return losses.tversky_loss(render.soft_silhouette(project(verts, output.scale), smal.faces, CROP), mask, 0.9, 0.2)
+
+        laplacian = losses.mesh_laplacian(smal.faces.numpy(), smal.num_verts)
+        bare = {
+            "kpts": losses.keypoint_loss(keypoints_row_col(output.joints, output.scale), labelled),
+            "kpts_refine": losses.keypoint_loss(keypoints_row_col(output.joints_refined, output.scale), labelled),
+            "betas_prior": priors.shape_prior("smal", smal, made_up_body)(output.betas),
+            "pose_prior": priors.pose_prior("smal", made_up_body)(output.pose),
+            "pose_limit_prior": losses.joint_limit_loss(output.pose, *priors.joint_limits()),
+            "dice": dice(output.verts),
+            "dice_refine": dice(output.verts_refined),
+            "arap": losses.laplacian_loss(output.verts_refined, output.verts, laplacian),
+        }
+    assert set(terms) == set(weights) == set(bare)
+    assert len({round(v.item(), 6) for v in bare.values()}) == len(bare) and all(v > 0 for v in bare.values())
+    for name, value in bare.items():
+        assert terms[name].item() == pytest.approx(weights[name] * value.item(), rel=1e-4), name
+
+
+def test_a_term_without_weight_is_left_out(made_up_body):
+    args = meshgraph_parser().parse_args([f"--data_dir={made_up_body}", "--w_pose_prior=0"])
+    assert set(build.build_criterion(args, SMAL(made_up_body / "smal"), refined=True).weights) == {
+        "kpts",
+        "betas_prior",
+        "kpts_refine",
+    }
+
+
+# ---- switches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "checkpoint.pth.tar"])
+def test_learning_rate_0_teaches_nothing(data, start, tmp_path, name):
+    """In a new run from the best epoch's weights, and in a run that goes on with its optimiser: batch norm alone moves."""
+    _stage1(data, tmp_path, "--nEpochs", "2", "--lr", "0", "--resume", str(start / name), small=SMALL[4:])
+    before, after = (_content(f / "checkpoint.pth.tar")["state_dict"] for f in (start, tmp_path))
+    changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_freeze_bn_keeps_the_statistics_and_the_weights_learn(data, start, tmp_path):
+    _stage1(data, tmp_path, "--nEpochs", "2", "--freeze_bn", "--resume", str(start / "checkpoint.pth.tar"), small=SMALL[4:])
+    before, after = (_content(f / "checkpoint.pth.tar")["state_dict"] for f in (start, tmp_path))
+    changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"weight", "bias"}
+
+
+def test_start_epoch_is_the_first_one(data, tmp_path):
+    _stage1(data, tmp_path, "--nEpochs", "3", "--start_epoch", "2")
+    assert [line.split()[1] for line in _epochs(tmp_path)] == ["3/3"]
+
+
+def _train_images(data, *options):
+    args = meshgraph_parser().parse_args(["--data_dir", str(data), *options])
+    args.img_res = 32
+    train, val, _ = build.build_training_sets(args)
+    assert len(train) == 6 and len(val) == 1
+    images = []
+    for epoch in range(4):
+        train.set_epoch(epoch)
+        images.append(torch.stack([train[i]["image"] for i in range(len(train))]))
+    return torch.stack(images)  # (epoch, image, 3, 32, 32)
+
+
+def test_augmentation_is_on_unless_refused_and_mirrors_only_where_asked(data):
+    plain, augmented = _train_images(data, "--no_augment"), _train_images(data)
+    assert all(torch.equal(plain[0], epoch) for epoch in plain)
+    assert not any(torch.equal(a, b) for a, b in zip(augmented.flatten(0, 1), plain.flatten(0, 1), strict=True))
+    flipped = _train_images(data, "--no_augment", "--flip")
+    same = (flipped - plain).abs().flatten(2).mean(-1) < 1e-6
+    assert same.any() and not same.all()
+    near = (flipped.flip(-1) - plain).abs().flatten(2).mean(-1)[~same]
+    assert (near < (flipped - plain).abs().flatten(2).mean(-1)[~same]).all()  # mirrored about a pixel's middle, not exactly
+
+
+def test_best_epoch_is_chosen_by_the_refined_mesh():
+    scores = engine.Scores()
+    scores.add(["a", "b"], {k: torch.tensor(v) for k, v in {"pck": [1.0, 1.0], "iou": [1.0, 1.0]}.items()})
+    assert scores.figure_of_merit() == 1
+    refined = {"pck_refined": [0.2, float("nan")], "iou_refined": [0.5, 0.1]}
+    scores.values |= refined
+    assert scores.figure_of_merit() == pytest.approx((0.2 + 0.3) / 2)
+
+
+def test_short_epochs_share_validation_by_count(data, tmp_path, monkeypatch):
+    """Two steps an epoch: every third epoch at 5 steps, every one at 1, and always the last."""
+    for steps, validated in ((5, ["3/4", "4/4"]), (1, ["1/4", "2/4", "3/4", "4/4"])):
+        monkeypatch.setattr(engine, "VALIDATION_STEPS", steps)
+        _stage1(data, tmp_path / str(steps), "--nEpochs", "4")
+        assert [line.split()[1] for line in _epochs(tmp_path / str(steps)) if "val pck" in line] == validated
+
+
+# ---- run folders -------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(data, start, tmp_path, monkeypatch):
+    """Killed after its second epoch and continued, against uninterrupted: weights, best epoch, log and old options."""
+    monkeypatch.setattr(engine, "VALIDATION_STEPS", 1)
+    _stage1(data, tmp_path / "whole", "--nEpochs", "4")
+    real = engine.train_epoch
+
+    def stop_in_the_third(*args):
+        if args[-1] == "epoch 3/4":
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(engine, "train_epoch", stop_in_the_third)
+    with pytest.raises(SystemExit, match="interrupted; --resume .*checkpoint.pth.tar goes on"):
+        _stage1(data, tmp_path / "parts", "--nEpochs", "4")
+    monkeypatch.setattr(engine, "train_epoch", real)
+    _stage1(
+        data, tmp_path / "parts", "--nEpochs", "4", "--resume", str(tmp_path / "parts" / "checkpoint.pth.tar"), small=SMALL[4:]
+    )
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        whole, parts = (_content(tmp_path / f / name) for f in ("whole", "parts"))
+        assert whole["epoch"] == parts["epoch"] and whole["best_score"] == parts["best_score"]
+        assert all(torch.equal(v, parts["state_dict"][k]) for k, v in whole["state_dict"].items())
+    without_time = [[line.rpartition("|")[0] for line in _epochs(tmp_path / f)] for f in ("whole", "parts")]
+    assert without_time[0] == without_time[1]
+    assert "--resume" not in json.loads((tmp_path / "parts" / "args_1.json").read_text())["command"]
+
+
+def test_going_on_from_an_older_copy_in_the_folder_loses_nothing(data, start, tmp_path):
+    shutil.copytree(start, tmp_path / "run")
+    shutil.copy(start / "checkpoint.pth.tar", tmp_path / "run" / "kept.pth.tar")
+    (tmp_path / "run" / "log.txt").write_text("newer")
+    _stage1(data, tmp_path / "run", "--nEpochs", "2", "--resume", str(tmp_path / "run" / "kept.pth.tar"), small=SMALL[4:])
+    assert (tmp_path / "run" / "previous_1" / "log.txt").read_text() == "newer"
+    assert (tmp_path / "run" / "previous_1" / "checkpoint.pth.tar").exists()
+    assert _content(tmp_path / "run" / "model_best.pth.tar")["epoch"] == 2  # chosen anew in the new run
+
+
+def test_other_validation_images_choose_the_best_epoch_anew(data, start, tmp_path):
+    shutil.copytree(start, tmp_path / "run")
+    content = _content(start / "checkpoint.pth.tar")
+    torch.save(content | {"best_score": 2.0}, tmp_path / "run" / "checkpoint.pth.tar")  # no epoch beats it
+    shutil.copytree(data, tmp_path / "data")
+    checkpoint = str(tmp_path / "run" / "checkpoint.pth.tar")
+    _stage1(tmp_path / "data", tmp_path / "run", "--nEpochs", "2", "--resume", checkpoint, small=SMALL[4:])
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"--data_dir {tmp_path / 'data'} (was {data})" in log and _epochs(tmp_path / "run")[-1].count("best") == 1
+
+
+def test_a_finished_run_is_left_as_it_is(data, start, tmp_path, capsys):
+    (tmp_path / "log.txt").write_text("another run")
+    _stage1(data, tmp_path, "--nEpochs", "1", "--resume", str(start / "checkpoint.pth.tar"), small=SMALL[4:])
+    assert "Nothing to do: 1 of 1 epochs are done" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["log.txt"] and (tmp_path / "log.txt").read_text() == "another run"
+
+
+def test_evaluate_opens_the_validation_images_only(data, start, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    annotations = tmp_path / "data" / "StanfordExtra_v12" / "StanfordExtra_v12.json"
+    entries = json.loads(annotations.read_text())
+    entries[0]["seg"] = ""  # of the training images
+    annotations.write_text(json.dumps(entries))
+    options = ["--evaluate", "--resume", str(start / "checkpoint.pth.tar"), "--num_works", "0", "--device", "cpu"]
+    main.main(["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--batch_size", "1", *options])
+    report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
+    assert report["num_images"] == 1 and report["excluded"] == 0
+
+
+def test_sources_and_devices_that_contradict_each_other(data, start, tmp_path, capsys):
+    common = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    checkpoint = ["--resume", str(start / "checkpoint.pth.tar")]
+    _fails(capsys, ["main.py", *common, *checkpoint, "--backbone_weights", "file.pth"], "give one of the two")
+    _fails(capsys, ["eval.py", *common, *checkpoint, "--device", "meta"], "--device meta: expected cpu")
+    _fails(capsys, ["eval.py", *common[:2], *checkpoint, "--device", "cpu", "--output_dir", "/proc/nothing"], "/proc/nothing")
+    torch.save({"state_dict": {1: torch.zeros(1)}}, tmp_path / "numbers.pth.tar")
+    _fails(capsys, ["eval.py", *common, "--resume", str(tmp_path / "numbers.pth.tar")], "holds no network weights")
+    assert not (tmp_path / "out").exists()
