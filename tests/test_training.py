@@ -145,6 +145,23 @@ def test_augmentation_is_on_unless_refused_and_mirrors_only_where_asked(data):
     assert (near < (flipped - plain).abs().flatten(2).mean(-1)[~same]).all()  # mirrored about a pixel's middle, not exactly
 
 
+def test_each_epoch_has_another_order_and_other_changes(data, tmp_path, monkeypatch):
+    orders, images = [], []
+
+    def look(model, criterion, optimizer, loader, device, description):
+        batches = list(loader)
+        index, image = (torch.cat([b[k] for b in batches]) for k in ("index", "image"))
+        orders.append(index.tolist())
+        images.append(image[index.argsort()])
+        return {"loss": 0.0}, len(batches)
+
+    monkeypatch.setattr(engine, "train_epoch", look)
+    _stage1(data, tmp_path, "--nEpochs", "3")
+    assert len({tuple(order) for order in orders}) == 3 and all(sorted(order) == sorted(orders[0]) for order in orders)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not any(torch.equal(x, y) for x, y in zip(images[a], images[b], strict=True))
+
+
 def test_best_epoch_is_chosen_by_the_refined_mesh():
     scores = engine.Scores()
     scores.add(["a", "b"], {k: torch.tensor(v) for k, v in {"pck": [1.0, 1.0], "iou": [1.0, 1.0]}.items()})
