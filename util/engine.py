@@ -49,10 +49,11 @@ def _start_worker(_):
 
 def make_loader(dataset: Dataset, batch_size: int, num_works: int, device, batches: Sampler | None = None) -> DataLoader:
     """Loader in the data set's order, or in that of `batches`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     order = {"batch_sampler": batches} if batches is not None else {"batch_size": batch_size}
     return DataLoader(
         dataset,
-        num_workers=min(num_works, os.cpu_count() or 1),
+        num_workers=min(num_works, cores),
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         persistent_workers=num_works > 0,
