@@ -17,19 +17,13 @@ NAMES = (
     "Tail1", "Tail2", "Tail3", "Tail4", "Tail5", "Tail6", "Tail7", "Mouth", "LEar", "REar",
 )  # fmt: skip
 
-# Vertices of SMAL's mesh that follow the regressed joints: nose, chin, right and left ear tip, left and right eye.
-LANDMARK_NAMES = ("nose", "chin", "right ear tip", "left ear tip", "left eye", "right eye")
+# Vertices of SMAL's mesh that follow the regressed joints: nose, chin, right ear tip, left ear tip, left eye, right eye.
 LANDMARK_VERTICES = (1863, 26, 2124, 150, 3055, 1097)
 
-# StanfordExtra's first 20 keypoints, as indices into the regressed joints followed by the landmarks. The data's "left" is the
-# model's "right".
+# StanfordExtra's first 20 keypoints, as indices into the regressed joints followed by the landmarks: paw, middle and top of the
+# left front, left rear, right front and right rear leg; start and end of the tail; left and right ear base; nose, chin; left and
+# right ear tip. The data's "left" is the model's "right".
 KEYPOINT_JOINTS = (14, 13, 12, 24, 23, 22, 10, 9, 8, 20, 19, 18, 25, 31, 34, 33, 35, 36, 37, 38)
-KEYPOINT_NAMES = (
-    "left front paw", "left front middle", "left front top", "left rear paw", "left rear middle", "left rear top",
-    "right front paw", "right front middle", "right front top", "right rear paw", "right rear middle", "right rear top",
-    "tail start", "tail end", "left ear base", "right ear base", "nose", "chin", "left ear tip", "right ear tip",
-)  # fmt: skip
-
 NUM_KEYPOINTS = len(KEYPOINT_JOINTS)
 
 # Vertices of SMAL's template on its mirror plane (y = 0).

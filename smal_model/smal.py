@@ -18,7 +18,7 @@ NUM_LOGSCALES = len(joints.LOGSCALES)
 
 @dataclass
 class SMALOutput:
-    """verts: (B, V, 3); joints: (B, J + 6, 3), the regressed joints followed by the six landmarks of `joints.LANDMARK_NAMES`."""
+    """verts: (B, V, 3); joints: (B, J + 6, 3), the regressed joints followed by the six of `joints.LANDMARK_VERTICES`."""
 
     verts: torch.Tensor
     joints: torch.Tensor

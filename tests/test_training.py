@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 import render
@@ -182,31 +183,39 @@ def test_short_epochs_share_validation_by_count(data, tmp_path, monkeypatch):
 # ---- run folders -------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(data, start, tmp_path, monkeypatch):
-    """Killed after its second epoch and continued, against uninterrupted: weights, best epoch, log and old options."""
-    monkeypatch.setattr(engine, "VALIDATION_STEPS", 1)
-    _stage1(data, tmp_path / "whole", "--nEpochs", "4")
+def _losses_seen(folder):
+    """(step, value) of the loss, as TensorBoard shows them."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(e.step, e.value) for e in events.Scalars("train/loss")]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(data, tmp_path, monkeypatch):
+    """Two epochs share a checkpoint; stopped in the fourth, so that the third is lost and done again, against uninterrupted."""
+    monkeypatch.setattr(engine, "VALIDATION_STEPS", 3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _stage1(data, whole, "--nEpochs", "4")
     real = engine.train_epoch
 
-    def stop_in_the_third(*args):
-        if args[-1] == "epoch 3/4":
+    def stop_in_the_fourth(*args):
+        if args[-1] == "epoch 4/4":
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(engine, "train_epoch", stop_in_the_third)
+    monkeypatch.setattr(engine, "train_epoch", stop_in_the_fourth)
     with pytest.raises(SystemExit, match="interrupted; --resume .*checkpoint.pth.tar goes on"):
-        _stage1(data, tmp_path / "parts", "--nEpochs", "4")
+        _stage1(data, parts, "--nEpochs", "4")
     monkeypatch.setattr(engine, "train_epoch", real)
-    _stage1(
-        data, tmp_path / "parts", "--nEpochs", "4", "--resume", str(tmp_path / "parts" / "checkpoint.pth.tar"), small=SMALL[4:]
-    )
+    _stage1(data, parts, "--nEpochs", "4", "--resume", str(parts / "checkpoint.pth.tar"), small=SMALL[4:])
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
-        whole, parts = (_content(tmp_path / f / name) for f in ("whole", "parts"))
-        assert whole["epoch"] == parts["epoch"] and whole["best_score"] == parts["best_score"]
-        assert all(torch.equal(v, parts["state_dict"][k]) for k, v in whole["state_dict"].items())
-    without_time = [[line.rpartition("|")[0] for line in _epochs(tmp_path / f)] for f in ("whole", "parts")]
-    assert without_time[0] == without_time[1]
-    assert "--resume" not in json.loads((tmp_path / "parts" / "args_1.json").read_text())["command"]
+        a, b = _content(whole / name), _content(parts / name)
+        assert a["epoch"] == b["epoch"] and a["best_score"] == b["best_score"]
+        assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
+    a, b = ([line.rpartition("|")[0] for line in _epochs(folder)] for folder in (whole, parts))
+    assert b == [*a[:3], *a[2:]]
+    assert _losses_seen(parts) == _losses_seen(whole) and len(_losses_seen(whole)) == 4
+    first, then = (json.loads((parts / name).read_text())["options"]["resume"] for name in ("args_1.json", "args.json"))
+    assert first is None and then == str(parts / "checkpoint.pth.tar")
 
 
 def test_going_on_from_an_older_copy_in_the_folder_loses_nothing(data, start, tmp_path):

@@ -129,23 +129,19 @@ def build_training_sets(args):
     Without a validation split, every tenth training image validates, and a line says so."""
     common = {"name": args.dataset, "data_dir": args.data_dir, "img_res": args.img_res, "seed": args.seed}
     own_validation = datasets.has_split(args.dataset, args.data_dir, "val")
-    if own_validation:
-        val = datasets.build_dataset(split="val", **common)
-        if args.evaluate:
-            return None, val, val.excluded
+    val = datasets.build_dataset(split="val", **common) if own_validation else None
+    if own_validation and args.evaluate:
+        return None, val, val.excluded
     train = datasets.build_dataset(split="train", augment=not args.no_augment, flip=args.flip, **common)
     if own_validation:
-        excluded = train.excluded + val.excluded
-    else:
-        excluded, plain = train.excluded, copy.copy(train)
-        plain.augment = plain.flip = False
-        held_out = set(range(0, len(train), VALIDATION_SHARE))
-        if len(train) < 3:
-            raise ValueError(f"{args.dataset} has no validation split and only {len(train)} training images to take one from")
-        print(f"No validation split: {len(held_out)} of the {len(train)} training images (every tenth) validate instead.")
-        val = Subset(plain, sorted(held_out))
-        train = _Split(train, [i for i in range(len(train)) if i not in held_out])
-    return train, val, excluded
+        return train, val, train.excluded + val.excluded
+    if len(train) < 3:
+        raise ValueError(f"{args.dataset} has no validation split and only {len(train)} training images to take one from")
+    plain = copy.copy(train)
+    plain.augment = plain.flip = False
+    held_out = range(0, len(train), VALIDATION_SHARE)
+    print(f"No validation split: {len(held_out)} of the {len(train)} training images (every tenth) validate instead.")
+    return _Split(train, [i for i in range(len(train)) if i not in held_out]), Subset(plain, held_out), train.excluded
 
 
 def stored_options(args, refined: bool) -> dict:

@@ -219,7 +219,7 @@ def network_options(args, defaults: dict) -> dict:
 
 
 def check_output_dir(args):
-    """Raises ValueError where --output_dir, or a folder above it, is a file."""
+    """Raises ValueError where --output_dir, or a folder above it, is a file. Makes nothing: preparations may still fail."""
     for path in (args.output_dir, *args.output_dir.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {args.output_dir}: {path} is a file; give a folder")
@@ -231,8 +231,8 @@ def select_device(args) -> torch.device:
         try:
             device = torch.device(args.device)
         except RuntimeError:
-            raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER") from None
-        if device.type not in ("cpu", "cuda"):
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
             raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {args.device}: no CUDA device is available here; use --device cpu")

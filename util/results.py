@@ -20,10 +20,9 @@ _GROUPS = tuple(metrics.GROUPS)
 
 
 def evaluate_and_report(model, dataset, args, device, checkpoint_name="", excluded=0) -> dict:
-    """Evaluates `dataset`, prints the figures and writes `<dataset>_report.txt`, `.json` and `per_image.csv` to args.output_dir;
-    with args.save_results also `<name>.png` and `<name>.npz` for each image. Returns the report."""
+    """Evaluates `dataset`, prints the figures and writes `<dataset>_report.txt`, `.json` and `per_image.csv` to the folder
+    args.output_dir; with args.save_results also `<name>.png` and `<name>.npz` for each image. Returns the report."""
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     on_batch = None
     if args.save_results:
 
