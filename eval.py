@@ -12,6 +12,7 @@ from util.options import (
     REFINER_DEFAULTS,
     check_output_dir,
     eval_parser,
+    make_output_dir,
     one_sentence,
     resolve_network,
     select_device,
@@ -37,7 +38,7 @@ def main(arguments=None):
             raise ValueError(
                 f"{dataset.root} holds pictures of another body than {args.param_dir or args.data_dir}; leave out --param_dir"
             )
-        args.output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_dir(args)
     if dataset.excluded:
         print(f"{dataset.excluded} unusable images are left out; python -m datasets.check lists them.")
     evaluate_and_report(model, dataset, args, device, args.resume, dataset.excluded)

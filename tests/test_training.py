@@ -263,7 +263,10 @@ def test_sources_and_devices_that_contradict_each_other(data, start, tmp_path, c
     checkpoint = ["--resume", str(start / "checkpoint.pth.tar")]
     _fails(capsys, ["main.py", *common, *checkpoint, "--backbone_weights", "file.pth"], "give one of the two")
     _fails(capsys, ["eval.py", *common, *checkpoint, "--device", "meta"], "--device meta: expected cpu")
-    _fails(capsys, ["eval.py", *common[:2], *checkpoint, "--device", "cpu", "--output_dir", "/proc/nothing"], "/proc/nothing")
+    for script in ("eval.py", "main.py"):
+        options = ["--device", "cpu", "--nEpochs", "2"] if script == "main.py" else ["--device", "cpu"]
+        nowhere = ["--output_dir", "/proc/nothing"]
+        _fails(capsys, [script, *common[:2], *checkpoint, *options, *nowhere], "--output_dir /proc/nothing cannot be made")
     torch.save({"state_dict": {1: torch.zeros(1)}}, tmp_path / "numbers.pth.tar")
     _fails(capsys, ["eval.py", *common, "--resume", str(tmp_path / "numbers.pth.tar")], "holds no network weights")
     assert not (tmp_path / "out").exists()

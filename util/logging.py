@@ -33,12 +33,14 @@ def _jsonable(value):
 
 
 class RunFolder:
-    """Opens `folder` for a run and writes `args.json`. Nothing in it is lost: a run that is already there and is not continued is
-    moved to `previous_N` inside it, and the `args.json` of one that is becomes `args_N.json`. step: steps done before."""
+    """Opens `folder`, which exists, for a run and writes `args.json`. step: steps done before.
+
+    Nothing in the folder is lost: a run that is already there and is not continued is moved to `previous_N` inside it, and the
+    `args.json` of one that is continued becomes `args_N.json`.
+    """
 
     def __init__(self, folder, args, device, continued: bool, step: int):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not continued:
             self._move_previous()
         elif (self.folder / "args.json").exists():

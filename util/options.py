@@ -225,6 +225,13 @@ def check_output_dir(args):
             raise ValueError(f"--output_dir {args.output_dir}: {path} is a file; give a folder")
 
 
+def make_output_dir(args):
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"--output_dir {args.output_dir} cannot be made ({e.strerror}); give another folder") from None
+
+
 def select_device(args) -> torch.device:
     """--device, else the GPU of --gpu_ids, else the CPU with one line that says so."""
     if args.device:

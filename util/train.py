@@ -13,6 +13,7 @@ from .options import (
     REFINER_DEFAULTS,
     check_output_dir,
     check_training,
+    make_output_dir,
     one_sentence,
     resolve_network,
     select_device,
@@ -52,7 +53,7 @@ def train(args, refined: bool):
         model.to(device)
         train_set, val_set, excluded = build_training_sets(args)
         if args.evaluate:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
+            make_output_dir(args)
     if args.evaluate:
         evaluate_and_report(model, val_set, args, device, checkpoint.path, excluded)
         return
@@ -76,6 +77,7 @@ def train(args, refined: bool):
         changed = _changed_options(args, checkpoint) if continued else {}
         if not in_place or "dataset" in changed or "data_dir" in changed:
             progress.best_score = -math.inf  # no epoch of this folder was scored on these images yet
+        make_output_dir(args)
         run = RunFolder(args.output_dir, args, device, in_place, progress.step)
 
     run.line(
