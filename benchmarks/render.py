@@ -237,7 +237,7 @@ def peak_operations(device: str) -> float:
 FIRST_CALL = """
 import time, torch
 from benchmarks.render import bodies
-import render, render.cpu
+import render, render.numba_cpu
 verts, faces = bodies(1, 224)
 verts.requires_grad_()
 start = time.perf_counter()

@@ -1,49 +1,83 @@
 """What the networks return."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+from smal_model.joints import KEYPOINT_JOINTS
+from util.camera import project, to_pixels
 
 
 @dataclass
 class ImageFeatures:
-    """maps: the backbone's four feature maps, finest first; pooled: (B, C) mean of the last one."""
+    """What the backbone saw.
+
+    maps: the four feature maps, finest first, (B, C_i, H_i, W_i).
+    pooled: (B, C) mean of the last map.
+    """
 
     maps: tuple[torch.Tensor, ...]
     pooled: torch.Tensor
 
 
 @dataclass
-class CoarseOutput:
-    """The coarse estimate.
+class Estimate:
+    """One mesh for each image, in camera space, and the camera that sees it.
 
-    verts (B, V, 3) and joints (B, J + 6, 3) in camera space (x right, y up, z away); scale (B, 1); trans (B, 3);
-    pose (B, 3 J) axis-angle; betas (B, 20); betas_logscale (B, 6) or None; features of the picture for the refiner.
+    verts: (B, V, 3), x right, y up, z away from the viewer, body units.
+    joints: (B, J + 6, 3), likewise.
+    scale: (B, 1), the predicted scale of the camera (util.camera).
     """
 
     verts: torch.Tensor
     joints: torch.Tensor
     scale: torch.Tensor
+
+    @cached_property
+    def plane(self) -> torch.Tensor:
+        """(B, V, 3) vertices in the image plane, x right, y up, and depth: what `render` takes."""
+        return project(self.verts, self.scale)
+
+    @cached_property
+    def keypoints_px(self) -> torch.Tensor:
+        """(B, 20, 2) the labelled keypoints, row and column in pixels of the crop."""
+        return to_pixels(project(self.joints[:, list(KEYPOINT_JOINTS)], self.scale))
+
+    def __len__(self) -> int:
+        return len(self.verts)
+
+    def __getitem__(self, image: int) -> "Estimate":
+        """The estimate of one image, as a batch of one."""
+        one = slice(image, image + 1)
+        return Estimate(self.verts[one], self.joints[one], self.scale[one])
+
+
+@dataclass
+class Prediction:
+    """The networks' answer for a batch of images.
+
+    coarse: the estimate of stage 1.
+    refined: the estimate of the refiner, None where there is none.
+    trans: (B, 3). pose: (B, 3 J) axis-angle, radians. betas: (B, 20). betas_logscale: (B, 6) or None.
+    del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
+    features: what the refiner sees of the image.
+    """
+
+    coarse: Estimate
     trans: torch.Tensor
     pose: torch.Tensor
     betas: torch.Tensor
     betas_logscale: torch.Tensor | None
     features: ImageFeatures
+    refined: Estimate | None = None
+    del_v: torch.Tensor | None = None
 
     @property
-    def meshes(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """verts and joints by the suffix under which results name them."""
-        return {"": (self.verts, self.joints)}
-
-
-@dataclass
-class CoarseToFineOutput(CoarseOutput):
-    """The coarse estimate and the refined one: del_v (B, V, 3) in the rest pose, verts_refined and joints_refined as above."""
-
-    del_v: torch.Tensor
-    verts_refined: torch.Tensor
-    joints_refined: torch.Tensor
+    def estimates(self) -> dict[str, Estimate]:
+        """The estimates by name: `coarse` and, where there is one, `refined`."""
+        return {"coarse": self.coarse} | ({"refined": self.refined} if self.refined else {})
 
     @property
-    def meshes(self):
-        return super().meshes | {"_refined": (self.verts_refined, self.joints_refined)}
+    def finest(self) -> Estimate:
+        return self.refined or self.coarse

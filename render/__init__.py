@@ -36,8 +36,8 @@ from torch import Tensor
 
 BACKENDS = {  # name: (module of this package, package that it needs)
     "torch": ("torch_reference", "torch"),
-    "numba": ("cpu", "numba"),
-    "triton": ("cuda", "triton"),
+    "numba": ("numba_cpu", "numba"),
+    "triton": ("triton_cuda", "triton"),
     "pytorch3d": ("pytorch3d", "pytorch3d"),
 }
 

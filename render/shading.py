@@ -16,7 +16,7 @@ LIGHT = (-0.45, 0.70, -0.60)  # towards the light, camera space: from the upper 
 def shade(
     verts_plane: Tensor,
     faces: Tensor,
-    verts_3d: Tensor,
+    normals: Tensor,
     image_size: int | tuple[int, int],
     color: Sequence[float] | Tensor = CLAY,
     supersample: int = 2,
@@ -26,31 +26,29 @@ def shade(
 
     verts_plane: (B, V, 3) image plane x right, y up in [-1, 1], and depth: what `render.rasterize` takes
     faces: (F, 3), shared by the batch; either turn of the corners is fine, both sides are lit alike
-    verts_3d: (B, V, 3) camera space, x right, y up, z away from the viewer; the normals come from these
+    normals: (B, V, 3) unit normals in camera space, x right, y up, z away from the viewer (smal_model.mesh.vertex_normals)
     image_size: S or (H, W), in pixels
     color: one RGB colour (3,), or one for each vertex (V, 3) or (B, V, 3), in [0, 1]
     supersample: samples per pixel and axis
     Returns rgb (B, H, W, 3) in [0, 1], the mean over the covered samples and 0 where there are none, and alpha (B, H, W),
     the share of covered samples: rgb * alpha + background * (1 - alpha) is the picture.
-    Raises ValueError where verts_3d or color has another shape.
+    Raises ValueError where normals or color has another shape.
     """
     batch, count = verts_plane.shape[:2]
-    if verts_3d.shape != verts_plane.shape:
-        raise ValueError(
-            f"verts_3d must have the shape of verts_plane, {tuple(verts_plane.shape)}, found {tuple(verts_3d.shape)}"
-        )
-    color = torch.as_tensor(color, dtype=verts_3d.dtype, device=verts_3d.device)
+    if normals.shape != verts_plane.shape:
+        raise ValueError(f"normals must have the shape of verts_plane, {tuple(verts_plane.shape)}, found {tuple(normals.shape)}")
+    color = torch.as_tensor(color, dtype=normals.dtype, device=normals.device)
     if tuple(color.shape) not in ((3,), (count, 3), (batch, count, 3)):
         raise ValueError(f"color must have the shape (3,), (V, 3) or (B, V, 3), found {tuple(color.shape)}")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     nearest = rasterize(verts_plane, faces, (height * supersample, width * supersample), backend)
-    normals, colors = vertex_normals(verts_3d, faces), color.expand(batch, count, 3)
+    colors = color.expand(batch, count, 3)
 
-    sums = verts_3d.new_zeros(batch, height * width, 4)  # red, green, blue, covered
+    sums = normals.new_zeros(batch, height * width, 4)  # red, green, blue, covered
     for b in range(batch):
         row, column = (nearest.face[b] >= 0).nonzero(as_tuple=True)  # (N,) samples that see a face
         corners = faces[nearest.face[b, row, column]].long()  # (N, 3)
-        bary = nearest.bary[b, row, column, :, None].to(verts_3d.dtype)  # (N, 3, 1)
+        bary = nearest.bary[b, row, column, :, None].to(normals.dtype)  # (N, 3, 1)
         first, second, third = verts_plane[b, :, :2][corners].unbind(1)  # (N, 2) each
         edge, other = second - first, third - first
         turn = edge[:, :1] * other[:, 1:] - edge[:, 1:] * other[:, :1]  # (N, 1) > 0: the normal points away from the viewer
@@ -61,21 +59,6 @@ def shade(
     rgb = sums[..., :3] / sums[..., 3:].clamp(min=1)
     alpha = sums[..., 3] / supersample**2
     return rgb.view(batch, height, width, 3), alpha.view(batch, height, width)
-
-
-def vertex_normals(verts: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals, the mean of the adjacent faces' weighted by area: (B, V, 3), (F, 3) -> (B, V, 3).
-
-    The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that the viewer sees turn
-    counter-clockwise have theirs pointing away. Faces that are not finite do not count; vertices without a face have 0.
-    """
-    first, second, third = verts[:, faces.flatten()].view(len(verts), len(faces), 3, 3).unbind(2)  # (B, F, 3) each
-    face_normals = torch.linalg.cross(second - first, third - first, dim=2)  # (B, F, 3)
-    face_normals = torch.where(face_normals.isfinite().all(2, keepdim=True), face_normals, 0)
-    sums = torch.zeros_like(verts)
-    for corner in range(3):
-        sums.index_add_(1, faces[:, corner], face_normals)
-    return normalize(sums, dim=2)
 
 
 def _light(normal: Tensor) -> Tensor:

@@ -1,74 +1,16 @@
 """Mesh hierarchy for the graph network: adjacency, down- and up-sampling of one body's mesh, as batched sparse products."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
-import torch
 from scipy.spatial import cKDTree
 from torch import nn
 
-from .files import load_npz, require, written_aside
+from util.files import atomic_write
 
-
-class _SparseProduct(torch.autograd.Function):
-    """y[b] = M x[b] for one sparse M; the transpose for the backward pass is given, not built at each step."""
-
-    @staticmethod
-    def forward(ctx, x, matrix, transpose):
-        ctx.transpose = transpose
-        return _product(matrix, x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _product(ctx.transpose, grad), None, None
-
-
-def _product(matrix, x):
-    batch, rows, channels = x.shape
-    flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
-    with torch.autocast(x.device.type, enabled=False):  # sparse products exist in float32 and float64
-        return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
-
-
-class SparseMap(nn.Module):
-    """A constant sparse matrix (M, N) applied to (B, N, C), giving (B, M, C)."""
-
-    def __init__(self, matrix):
-        super().__init__()
-        self.shape = matrix.shape
-        for name, m in (("", scipy.sparse.csr_matrix(matrix)), ("t_", scipy.sparse.csr_matrix(matrix.T))):
-            m.sort_indices()
-            self.register_buffer(name + "rows", torch.from_numpy(m.indptr.astype(np.int64)), persistent=False)
-            self.register_buffer(name + "columns", torch.from_numpy(m.indices.astype(np.int64)), persistent=False)
-            self.register_buffer(name + "values", torch.from_numpy(m.data.astype(np.float32)), persistent=False)
-        with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta
-            warnings.simplefilter("ignore")
-            self._csr("")
-
-    def _csr(self, name):
-        shape = self.shape[::-1] if name else self.shape
-        parts = (getattr(self, name + part) for part in ("rows", "columns", "values"))
-        return torch.sparse_csr_tensor(*parts, shape, check_invariants=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim != 3 or x.shape[1] != self.shape[1]:
-            raise ValueError(
-                f"a map from {self.shape[1]} to {self.shape[0]} vertices takes (B, {self.shape[1]}, C), found {tuple(x.shape)}"
-            )
-        return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
-
-
-def adjacency(faces, num_verts: int) -> scipy.sparse.csr_matrix:
-    """(V, V) with 1 where two vertices share an edge of a face; nothing on the diagonal. faces: (F, 3)."""
-    faces = np.asarray(faces)
-    i, j = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
-    a = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(num_verts, num_verts)).tocsr()
-    a = ((a + a.T) > 0).astype(np.float64)
-    a.setdiag(0)
-    a.eliminate_zeros()
-    return a
+from .body_files import load_npz, require
+from .mesh import SparseMap, adjacency
 
 
 def _mean_over_neighbours(a) -> scipy.sparse.csr_matrix:
@@ -135,7 +77,7 @@ class MeshHierarchy(nn.Module):
         for key, matrices in self.matrices.items():
             for i, m in enumerate(matrices):
                 table |= {f"{key}{i}_{part}": np.asarray(getattr(m, part)) for part in ("data", "indices", "indptr", "shape")}
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **table)
 
     @classmethod

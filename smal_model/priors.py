@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from . import joints
-from .files import load_npz, load_table, require
+from .body_files import load_npz, load_table, require
 from .smal import NUM_BETAS, NUM_LOGSCALES, SMAL
 
 FAMILIES = ("smal", "unity")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import joints, lbs
-from .files import load_table, require
+from .body_files import load_table, require
 
 MODEL_FILE, FAMILY_FILE, SYMMETRY_FILE = "my_smpl_00781_4_all", "my_smpl_data_00781_4_all", "symIdx"
 NUM_BETAS = 20  # shape coefficients that the network predicts
@@ -59,7 +59,7 @@ class SMAL(nn.Module):
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f"{e}. The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there (see data/README.md),"
-                " or make the embedded body, which needs no licence: python -m datasets.synthetic --data_dir data/synthetic."
+                " or make the embedded body, which needs no licence: python -m synthetic --data_dir data/synthetic."
             ) from None
         keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
         require(model, keys, model_dir / MODEL_FILE)

@@ -26,7 +26,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def made_up_body(tmp_path_factory) -> Path:
     """A data folder with the made-up body, its priors and its mesh hierarchy; other sizes than SMAL's."""
-    from smal_model.quadruped import write_quadruped
+    from synthetic.body import write_quadruped
 
     folder = tmp_path_factory.mktemp("body")
     write_quadruped(folder)

@@ -15,7 +15,7 @@ import torch
 import eval as eval_script
 import main
 import main_meshgraph
-from datasets.synthetic import make_data
+from synthetic.writer import make_data
 from tests.conftest import ROOT
 
 SMALL = "--backbone resnet18 --img_res 64 --backbone_weights none --num_works 0 --device cpu".split()

@@ -1,11 +1,11 @@
-"""How well a prediction fits its picture: PCK of the keypoints, IoU of the silhouette. One value per image; nothing
-that comes in is changed. A mean over images leaves NaN out (`torch.nanmean`)."""
+"""How well a prediction fits its image: PCK of the keypoints, IoU of the silhouette, 3D error after alignment.
+
+One value per image; no input is changed. A mean over images leaves NaN out (`torch.nanmean`).
+"""
 
 import torch
 
-from smal_model.joints import NUM_KEYPOINTS
-
-GROUPS = {
+GROUPS = {  # the 20 keypoints by part of the body
     "legs": tuple(range(12)),
     "tail": (12, 13),
     "ears": (14, 15, 18, 19),
@@ -14,49 +14,55 @@ GROUPS = {
 
 
 def pck(
-    pred_row_col: torch.Tensor,
+    predicted: torch.Tensor,
     keypoints: torch.Tensor,
     mask_area: torch.Tensor,
     threshold: float = 0.15,
     group: str | None = None,
 ) -> torch.Tensor:
-    """Share of the visible keypoints nearer than threshold * sqrt(mask area) to their label.
+    """Fraction of the visible keypoints nearer than threshold * sqrt(mask area) to their label.
 
-    pred_row_col (B, K, 2), K >= 20: row and column in pixels of the crop, of which the first 20 are compared.
-    keypoints (B, 20, 3): row, column, visible (above 0). mask_area (B,): sum of the mask, square pixels. group: one of
-    `GROUPS`, or None for all keypoints. Returns (B,) in [0, 1]; NaN means that no keypoint of the group is visible.
-    A predicted place that is not a number counts as missed.
+    Args:
+        predicted: (B, K or more, 2), row and column in pixels of the crop; the first K are compared.
+        keypoints: (B, K, 3), row, column, visible (above 0).
+        mask_area: (B,), sum of the mask, square pixels.
+        threshold: fraction of the mask's side.
+        group: a name of `GROUPS`, or None for all keypoints.
+
+    Returns:
+        (B,) in [0, 1]; NaN where no keypoint of the group is visible. A prediction that is not a number counts as missed.
     """
-    batch = len(keypoints)
-    if keypoints.shape != (batch, NUM_KEYPOINTS, 3) or mask_area.shape != (batch,):
-        raise ValueError(
-            f"keypoints {tuple(keypoints.shape)} and mask_area {tuple(mask_area.shape)}, expected (B, 20, 3) and (B,)"
-        )
-    shape = pred_row_col.shape
-    if len(shape) != 3 or shape[0] != batch or shape[1] < NUM_KEYPOINTS or shape[2] != 2:
-        raise ValueError(f"pred_row_col {tuple(shape)}, expected ({batch}, 20 or more, 2)")
+    batch, count = keypoints.shape[:2]
+    if keypoints.shape != (batch, count, 3) or mask_area.shape != (batch,):
+        shapes = f"keypoints {tuple(keypoints.shape)} and mask_area {tuple(mask_area.shape)}"
+        raise ValueError(f"{shapes}, expected (B, K, 3) and (B,)")
+    shape = predicted.shape
+    if len(shape) != 3 or shape[0] != batch or shape[1] < count or shape[2] != 2:
+        raise ValueError(f"predicted {tuple(shape)}, expected ({batch}, {count} or more, 2)")
     if group is not None and group not in GROUPS:
         raise ValueError(f"unknown group '{group}': choose one of {', '.join(GROUPS)}")
 
-    chosen = list(range(NUM_KEYPOINTS) if group is None else GROUPS[group])
-    distance = (pred_row_col[:, chosen] - keypoints[:, chosen, :2]).norm(dim=-1)  # (B, k)
+    chosen = list(range(count) if group is None else GROUPS[group])
+    distance = (predicted[:, chosen] - keypoints[:, chosen, :2]).norm(dim=-1)  # (B, k)
     visible = keypoints[:, chosen, 2] > 0  # (B, k)
     hit = (distance < threshold * mask_area.sqrt()[:, None]) & visible  # (B, k)
     return hit.sum(1) / visible.sum(1)  # (B,), 0 / 0 is NaN
 
 
 def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor) -> torch.Tensor:
-    """Overlap of the rendered silhouette with the mask, inside the photograph.
+    """Overlap of the rendered silhouette with the mask, inside the photograph (the published protocol).
 
-    All (B, H, W) in [0, 1], thresholded nowhere. Where border_mask is 0 (outside the photograph) the mask is unknown
-    and taken to be the silhouette. Returns (B,): the sum of the product over the number of pixels in which either is
-    above 0; NaN where no pixel is.
+    Where border_mask is 0 (outside the photograph) the mask is unknown and taken to be the silhouette.
+
+    Args:
+        silhouette, mask, border_mask: (B, H, W) in [0, 1], thresholded nowhere.
+
+    Returns:
+        (B,): sum of the product over the number of pixels in which either is above 0; NaN where no pixel is.
     """
     if silhouette.ndim != 3 or not silhouette.shape == mask.shape == border_mask.shape:
-        raise ValueError(
-            f"silhouette {tuple(silhouette.shape)}, mask {tuple(mask.shape)} and border_mask "
-            f"{tuple(border_mask.shape)}, expected three of the same shape (B, H, W)"
-        )
+        shapes = ", ".join(str(tuple(x.shape)) for x in (silhouette, mask, border_mask))
+        raise ValueError(f"silhouette, mask and border_mask are {shapes}, expected the same (B, H, W)")
     label = torch.where(border_mask > 0, mask, silhouette)  # (B, H, W)
     both = (silhouette * label).sum((1, 2))  # (B,)
     either = (silhouette + label > 0).sum((1, 2))  # (B,)
@@ -64,8 +70,15 @@ def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor)
 
 
 def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Mean distance per point after the similarity (rotation, scale, translation) that fits `predicted` best to `true`, in the
-    units of `true`: PA-MPVPE of vertices, PA-MPJPE of joints. Both (B, N, 3); returns (B,). Umeyama, PAMI 1991; no reflection.
+    """Mean distance per point after the similarity that fits `predicted` best to `true` (Umeyama, PAMI 1991).
+
+    PA-MPVPE of vertices, PA-MPJPE of joints. No reflection.
+
+    Args:
+        predicted, true: (B, N, 3).
+
+    Returns:
+        (B,), in the units of `true`.
     """
     if predicted.ndim != 3 or predicted.shape != true.shape or predicted.shape[-1] != 3:
         shapes = f"predicted {tuple(predicted.shape)} and true {tuple(true.shape)}"

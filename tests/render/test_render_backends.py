@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from render_scenes import BACKENDS, require, run, run_here, scene, soup
+from tests.render.render_scenes import BACKENDS, require, run, run_here, scene, soup
 
 import render
 

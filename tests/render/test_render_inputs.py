@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from render_scenes import BACKENDS, run, run_here, scene, soup
+from tests.render.render_scenes import BACKENDS, run, run_here, scene, soup
 
 import render
 from render import torch_reference

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from render_scenes import require, run_here, scene, soup
+from tests.render.render_scenes import require, run_here, scene, soup
 
 import render
 

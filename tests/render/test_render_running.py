@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from render_scenes import ROOT, require, soup
+from tests.render.render_scenes import ROOT, require, soup
 
 import render
 
@@ -106,10 +106,10 @@ def test_reference_memory_does_not_grow_with_the_faces(monkeypatch):
 
 
 SCRIPT = """
-import torch, render, render.cpu
+import torch, render, render.numba_cpu
 verts = torch.tensor([[[-0.5, -0.5, 1], [0.5, -0.5, 1], [0, 0.5, 1.0]]])
 print(render.soft_silhouette(verts, torch.tensor([[0, 1, 2]]), 8, backend="numba").sum().item() > 1)
-print(len(render.cpu._soft_forward.stats.cache_hits), len(render.cpu._soft_forward.stats.cache_misses))
+print(len(render.numba_cpu._soft_forward.stats.cache_hits), len(render.numba_cpu._soft_forward.stats.cache_misses))
 """
 
 
@@ -129,13 +129,13 @@ def test_compiled_code_is_kept_in_another_folder_where_the_package_is_read_only(
 
 
 def test_importing_the_package_imports_no_backend():
-    code = "import sys, render; print([m for m in ('numba', 'triton.language', 'pytorch3d', 'render.cpu') if m in sys.modules])"
+    code = "import sys, render; print([m for m in ('numba', 'triton.language', 'pytorch3d', 'render.numba_cpu') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 COMPILE = """
-import triton, render.cuda as cuda
+import triton, render.triton_cuda as cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 kinds = {"faces": "*i64", "counts": "*i64", "starts": "*i64", "entries": "*i64", "cursors": "*i64", "face": "*i64",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import render
-from render.shading import LIGHT, shade, vertex_normals
+from render.shading import LIGHT, shade
+from smal_model.mesh import vertex_normals
 
 
 def sphere(rings: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +42,8 @@ def test_vertex_normals_of_a_sphere_are_its_radii():
 def test_the_side_towards_the_light_is_brighter_whatever_the_turn_of_the_faces(turned):
     verts, faces = sphere()
     plane, camera = placed(verts)
-    rgb, alpha = shade(plane, faces.flip(1) if turned else faces, camera, 64)
+    corners = faces.flip(1) if turned else faces
+    rgb, alpha = shade(plane, corners, vertex_normals(camera, corners), 64)
     assert rgb.shape == (1, 64, 64, 3) and alpha.shape == (1, 64, 64)
     assert LIGHT[0] < 0 < LIGHT[1]  # upper left
     grey = rgb[0].mean(2)
@@ -52,7 +54,7 @@ def test_the_side_towards_the_light_is_brighter_whatever_the_turn_of_the_faces(t
 def test_alpha_is_the_coverage_and_rgb_is_0_outside():
     verts, faces = sphere()
     plane, camera = placed(verts)
-    rgb, alpha = shade(plane, faces, camera, (40, 48), supersample=3)
+    rgb, alpha = shade(plane, faces, vertex_normals(camera, faces), (40, 48), supersample=3)
     assert torch.allclose(alpha, render.coverage(plane, faces, (40, 48), 3), atol=1e-6)
     assert (rgb[alpha == 0] == 0).all() and (rgb[alpha > 0] > 0).all()
     assert ((alpha > 0) & (alpha < 1)).any()
@@ -61,14 +63,14 @@ def test_alpha_is_the_coverage_and_rgb_is_0_outside():
 def test_one_colour_or_a_colour_for_each_vertex():
     verts, faces = sphere()
     plane, camera = placed(verts)
-    plain, _ = shade(plane, faces, camera, 32, color=(0.2, 0.4, 0.8))
+    plain, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=(0.2, 0.4, 0.8))
     count = verts.shape[1]
-    each, _ = shade(plane, faces, camera, 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(count, 3))
-    batch, _ = shade(plane, faces, camera, 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(1, count, 3))
+    each, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(count, 3))
+    batch, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(1, count, 3))
     assert torch.allclose(plain, each, atol=1e-6) and torch.allclose(plain, batch, atol=1e-6)
     assert torch.allclose(plain[..., 2], 4 * plain[..., 0], atol=1e-5)
     left = (verts[0, :, :1] < 0).float()
-    halves, alpha = shade(plane, faces, camera, 32, color=torch.cat([left, 1 - left, 0 * left], 1))
+    halves, alpha = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.cat([left, 1 - left, 0 * left], 1))
     seen = alpha[0] == 1
     assert (halves[0, :, :14, 0] >= halves[0, :, :14, 1])[seen[:, :14]].all()
     assert (halves[0, :, 18:, 1] >= halves[0, :, 18:, 0])[seen[:, 18:]].all()
@@ -78,11 +80,11 @@ def test_broken_vertices_and_empty_batches():
     verts, faces = sphere()
     plane, camera = placed(verts)
     plane[0, 5], camera[0, 5] = float("nan"), float("nan")
-    rgb, alpha = shade(plane, faces, camera, 32)
+    rgb, alpha = shade(plane, faces, vertex_normals(camera, faces), 32)
     assert rgb.isfinite().all() and alpha.sum() > 100
-    rgb, alpha = shade(plane[:0], faces, camera[:0], 16)
+    rgb, alpha = shade(plane[:0], faces, vertex_normals(camera[:0], faces), 16)
     assert rgb.shape == (0, 16, 16, 3) and alpha.shape == (0, 16, 16)
     with pytest.raises(ValueError, match="color"):
-        shade(plane, faces, camera, 16, color=(1.0, 1.0))
-    with pytest.raises(ValueError, match="verts_3d"):
-        shade(plane, faces, camera[:, :4], 16)
+        shade(plane, faces, vertex_normals(camera, faces), 16, color=(1.0, 1.0))
+    with pytest.raises(ValueError, match="normals"):
+        shade(plane, faces, vertex_normals(camera, faces)[:, :4], 16)

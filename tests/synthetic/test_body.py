@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 
 from smal_model import SMAL, MeshHierarchy, joints, priors
-from smal_model.quadruped import (
+from synthetic.body import (
     BREEDS,
     PARENTS,
     POSES,

@@ -14,11 +14,11 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
-from . import joints
-from .files import written_aside
-from .hierarchy import HIERARCHY_FILE, MeshHierarchy
-from .priors import POSE_PRIOR_FILES, UNITY_BETAS_FILE
-from .smal import FAMILY_FILE, MODEL_FILE, NUM_BETAS, NUM_LOGSCALES, SYMMETRY_FILE
+from smal_model import joints
+from util.files import atomic_write
+from smal_model.hierarchy import HIERARCHY_FILE, MeshHierarchy
+from smal_model.priors import POSE_PRIOR_FILES, UNITY_BETAS_FILE
+from smal_model.smal import FAMILY_FILE, MODEL_FILE, NUM_BETAS, NUM_LOGSCALES, SYMMETRY_FILE
 
 # ---------------------------------------------------------------- skeleton at rest (left side; the right is its mirror image)
 SHOULDER, ELBOW, WRIST, FRONT_FOOT = (0.375, 0.095, 0.03), (0.275, 0.113, -0.15), (0.305, 0.112, -0.395), (0.335, 0.112, -0.49)
@@ -693,7 +693,7 @@ def write_quadruped(data_dir) -> None:
         "priors/" + UNITY_BETAS_FILE.removesuffix(".npz"): {"mean": betas_mean, "cov": betas_cov},
     }
     for stem, table in tables.items():
-        with written_aside(data_dir / f"{stem}.npz") as temporary:
+        with atomic_write(data_dir / f"{stem}.npz") as temporary:
             np.savez_compressed(temporary, **table)
     MeshHierarchy.build(body["v_template"], body["f"].astype(np.int64), (4, 4, 4, 4)).save(data_dir / HIERARCHY_FILE)
 

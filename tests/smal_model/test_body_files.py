@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse
 
 from smal_model import SMAL
-from smal_model.files import UnsafeFileError, load_npz, load_pickle, load_table, written_aside
+from smal_model.body_files import UnsafeFileError, load_npz, load_pickle, load_table
+from util.files import atomic_write
 
 
 class Evil:
@@ -115,7 +116,7 @@ def test_missing_body_names_file_source_and_way_out(tmp_path):
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(target) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:
         temporary.write_text("half of the new")
         raise RuntimeError
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]

@@ -6,7 +6,7 @@ import scipy.sparse
 import torch
 
 from smal_model import MeshHierarchy
-from smal_model.hierarchy import SparseMap, adjacency
+from smal_model.mesh import SparseMap, adjacency
 
 
 def _sphere(n=24):

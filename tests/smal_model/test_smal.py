@@ -67,7 +67,7 @@ def test_family_mean_matches_recorded(published, golden):
 
 
 def test_template_is_mirror_symmetric(published, shared):
-    from smal_model.files import load_table
+    from smal_model.body_files import load_table
 
     symmetry = load_table(shared / "samples" / "smal", "symIdx")["symIdx"]
     v = published.template.numpy()

@@ -6,12 +6,9 @@ other name stops the reading. `.npz` files with plain arrays are read without un
 """
 
 import io
-import os
 import pickle
-import tempfile
 import zipfile
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -168,18 +165,3 @@ def require(table: dict, keys, path):
     missing = [k for k in keys if k not in table]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(map(str, table)) or 'nothing'}.")
-
-
-@contextmanager
-def written_aside(path):
-    """Gives a temporary path beside `path`; renamed to `path` when the block ends well, removed when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    os.chmod(temporary, 0o644)
-    try:
-        yield Path(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

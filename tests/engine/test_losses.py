@@ -6,7 +6,7 @@ import torch
 
 from smal_model import SMAL, priors
 from smal_model.priors import GaussianPrior
-from util import losses
+from engine import losses
 
 REL = 1e-5
 

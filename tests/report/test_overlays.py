@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from util import visualize
+from report import overlays as visualize
 from util.camera import CROP, project, to_pixels
-from util.visualize import (
+from report.overlays import (
     BOTH,
     CAPTION_HEIGHT,
     GAP,

@@ -10,13 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 import render
-from datasets.synthetic import make_data
+from synthetic.writer import make_data
 from model import CoarseToFine
 from smal_model import SMAL, MeshHierarchy, priors
 from tests.test_scripts import SMALL, _fails
-from util import build, engine, losses
+from engine import build, loop as engine, losses
 from util.camera import CROP, keypoints_row_col, project
-from util.options import meshgraph_parser
+from engine.options import meshgraph_parser
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Pictures of made-up dogs with everything known about them, in the layouts of the real data sets.
 
-    python -m datasets.synthetic --data_dir data/synthetic --num_images 5000 --seed 0
+    python -m synthetic --data_dir data/synthetic --num_images 5000 --seed 0
 
 writes the body, its priors and its mesh hierarchy (`smal_model.quadruped`), `StanfordExtra_v12/` with num_images photographs and
 `animal_pose/` with a twelfth as many, as SPLITS says. Beside `Images/` lies `Truth/` with the same paths: one `.npz` a picture.
@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from render import rasterize
 from smal_model import NUM_BETAS, SMAL, joints
-from smal_model.hierarchy import adjacency
-from smal_model.quadruped import BREEDS, EYE, NOSE, rest_joints, sample_betas, sample_pose, write_quadruped
-from util.camera import DISTANCE, FOCAL, HALF_PLANE, project
+from smal_model.mesh import adjacency
+from .body import BREEDS, EYE, NOSE, rest_joints, sample_betas, sample_pose, write_quadruped
+from util.camera import DISTANCE, FOCAL, HALF_CROP, project
 
 SPLITS = {"train": 0.945, "val": 0.015, "test": 0.04}
 ANIMAL_POSE_SHARE = 12  # one picture for Animal Pose to so many for StanfordExtra
@@ -153,8 +153,8 @@ class Studio:
             posed = self.smal(**parameters).verts.numpy().astype(np.float64)  # (B, V, 3) about the origin
             flat = posed[..., :2] / (DISTANCE + depth[:, None, None] + posed[..., 2:])  # (B, V, 2)
             low, high = flat.min(1), flat.max(1)
-            focal = 2 * filled * HALF_PLANE / (high - low).max(1)
-            shift = (centred * HALF_PLANE / focal[:, None] - (low + high) / 2) * (DISTANCE + depth)[:, None]
+            focal = 2 * filled * HALF_CROP / (high - low).max(1)
+            shift = (centred * HALF_CROP / focal[:, None] - (low + high) / 2) * (DISTANCE + depth)[:, None]
             parameters["trans"] = torch.tensor(np.column_stack([shift, depth]), dtype=torch.float32)
             out = self.smal(**parameters)
         return [

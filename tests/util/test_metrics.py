@@ -11,7 +11,7 @@ AREA = 100.0 * 100.0  # 0.15 of its root is 15 pixels
 @pytest.fixture
 def recorded(golden):
     arrays = {k: torch.from_numpy(v) for k, v in golden("metrics").items()}
-    norm = arrays["keypoints_norm"].clone()  # (B, 20, 3): x, y in [-1, 1], visible
+    norm = arrays["keypoints_norm"].clone()  # (B, K, 3): x, y in [-1, 1], visible
     arrays["keypoints"] = torch.stack([112 * (norm[..., 1] + 1), 112 * (norm[..., 0] + 1), norm[..., 2]], -1)
     arrays["area"] = arrays["seg"][:, 0].float().sum((1, 2))
     return arrays
@@ -87,8 +87,8 @@ def test_nothing_is_changed(recorded):
 
 def test_wrong_shapes_and_names_are_refused():
     keypoints, area = make_keypoints([0]), torch.tensor([AREA])
-    with pytest.raises(ValueError, match="expected .B, 20, 3."):
-        pck(torch.zeros(1, 20, 2), keypoints[:, :19], area)
+    with pytest.raises(ValueError, match="expected .B, K, 3."):
+        pck(torch.zeros(1, 20, 2), keypoints[..., :2], area)
     with pytest.raises(ValueError, match="20 or more"):
         pck(torch.zeros(1, 19, 2), keypoints, area)
     with pytest.raises(ValueError, match="unknown group 'nose': choose one of legs, tail, ears, face"):

@@ -1,0 +1,1 @@
+"""What runs: options, data loading, losses, the training loop, evaluation, checkpoints, run folders."""

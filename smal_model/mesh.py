@@ -1,0 +1,83 @@
+"""Meshes: adjacency, vertex normals, and constant sparse maps on their vertices."""
+
+import warnings
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+
+class _SparseProduct(torch.autograd.Function):
+    """y[b] = M x[b] for one sparse M; the transpose for the backward pass is given, not built at each step."""
+
+    @staticmethod
+    def forward(ctx, x, matrix, transpose):
+        ctx.transpose = transpose
+        return _product(matrix, x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _product(ctx.transpose, grad), None, None
+
+
+def _product(matrix, x):
+    batch, rows, channels = x.shape
+    flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
+    with torch.autocast(x.device.type, enabled=False):  # sparse products exist in float32 and float64
+        return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
+
+
+class SparseMap(nn.Module):
+    """A constant sparse matrix (M, N) applied to (B, N, C), giving (B, M, C)."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.shape = matrix.shape
+        for name, m in (("", scipy.sparse.csr_matrix(matrix)), ("t_", scipy.sparse.csr_matrix(matrix.T))):
+            m.sort_indices()
+            self.register_buffer(name + "rows", torch.from_numpy(m.indptr.astype(np.int64)), persistent=False)
+            self.register_buffer(name + "columns", torch.from_numpy(m.indices.astype(np.int64)), persistent=False)
+            self.register_buffer(name + "values", torch.from_numpy(m.data.astype(np.float32)), persistent=False)
+        with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta
+            warnings.simplefilter("ignore")
+            self._csr("")
+
+    def _csr(self, name):
+        shape = self.shape[::-1] if name else self.shape
+        parts = (getattr(self, name + part) for part in ("rows", "columns", "values"))
+        return torch.sparse_csr_tensor(*parts, shape, check_invariants=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 3 or x.shape[1] != self.shape[1]:
+            raise ValueError(
+                f"a map from {self.shape[1]} to {self.shape[0]} vertices takes (B, {self.shape[1]}, C), found {tuple(x.shape)}"
+            )
+        return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
+
+
+def adjacency(faces, num_verts: int) -> scipy.sparse.csr_matrix:
+    """(V, V) with 1 where two vertices share an edge of a face; nothing on the diagonal. faces: (F, 3)."""
+    faces = np.asarray(faces)
+    i, j = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    a = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(num_verts, num_verts)).tocsr()
+    a = ((a + a.T) > 0).astype(np.float64)
+    a.setdiag(0)
+    a.eliminate_zeros()
+    return a
+
+
+def vertex_normals(verts: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """Unit normals, the mean of the adjacent faces' weighted by area: (B, V, 3), (F, 3) -> (B, V, 3).
+
+    The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that the viewer sees turn
+    counter-clockwise have theirs pointing away. Faces that are not finite do not count; vertices without a face have 0.
+    """
+    first, second, third = verts[:, faces.flatten()].view(len(verts), len(faces), 3, 3).unbind(2)  # (B, F, 3) each
+    face_normals = torch.linalg.cross(second - first, third - first, dim=2)  # (B, F, 3)
+    face_normals = torch.where(face_normals.isfinite().all(2, keepdim=True), face_normals, 0)
+    sums = torch.zeros_like(verts)
+    for corner in range(3):
+        sums.index_add_(1, faces[:, corner], face_normals)
+    return normalize(sums, dim=2)
