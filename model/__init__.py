@@ -1,7 +1,19 @@
 """The networks."""
 
-from .coarse import BACKBONES, CoarseModel
+from .backbone import BACKBONES, build_backbone
+from .coarse import CoarseModel
 from .coarse_to_fine import CoarseToFine
-from .outputs import CoarseOutput, CoarseToFineOutput, ImageFeatures
+from .config import NetworkConfig, RefinerConfig
+from .outputs import Estimate, ImageFeatures, Prediction
 
-__all__ = ["BACKBONES", "CoarseModel", "CoarseOutput", "CoarseToFine", "CoarseToFineOutput", "ImageFeatures"]
+__all__ = [
+    "BACKBONES",
+    "CoarseModel",
+    "CoarseToFine",
+    "Estimate",
+    "ImageFeatures",
+    "NetworkConfig",
+    "Prediction",
+    "RefinerConfig",
+    "build_backbone",
+]

@@ -53,7 +53,9 @@ class GraphResBlock(nn.Module):
         self.lin1 = GraphLinear(inputs, half)
         self.conv = GraphConvolution(half, half)
         self.lin2 = GraphLinear(half, outputs)
-        self.skip_conv = GraphLinear(inputs, outputs)  # unused where inputs = outputs, but present in the published files
+        self.skip_conv = GraphLinear(
+            inputs, outputs
+        )  # unused where inputs = outputs, but present in the published files
         self.pre_norm = VertexGroupNorm(inputs)
         self.norm1 = VertexGroupNorm(half)
         self.norm2 = VertexGroupNorm(half)

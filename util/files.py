@@ -13,7 +13,9 @@ def atomic_write(path):
     """Gives a temporary path beside `path`; renamed to `path` when the block ends well, removed when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+    )
     os.close(handle)
     os.chmod(temporary, 0o644)
     try:

@@ -62,7 +62,9 @@ def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor)
     """
     if silhouette.ndim != 3 or not silhouette.shape == mask.shape == border_mask.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (silhouette, mask, border_mask))
-        raise ValueError(f"silhouette, mask and border_mask are {shapes}, expected the same (B, H, W)")
+        raise ValueError(
+            f"silhouette, mask and border_mask are {shapes}, expected the same (B, H, W)"
+        )
     label = torch.where(border_mask > 0, mask, silhouette)  # (B, H, W)
     both = (silhouette * label).sum((1, 2))  # (B,)
     either = (silhouette + label > 0).sum((1, 2))  # (B,)
