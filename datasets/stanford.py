@@ -7,17 +7,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from util.errors import InputError
+
 from .annotations import (
     Problem,
     entry_name,
     find_problems,
     image_folder,
-    read_image,
     read_joints,
     read_list,
     read_mask,
     read_split,
 )
+from .images import read_image
 from .transforms import CROP, draw_augmentation, make_crop
 
 
@@ -25,25 +27,29 @@ class StanfordExtra(Dataset):
     """One split of `<data_dir>/StanfordExtra_v12`.
 
     A sample is a dict (S = img_res; labels live in the 224-pixel crop whatever S is):
-        image        (3, S, S) float32, the network's input, ImageNet-normalised
-        mask         (224, 224) float32 in [0, 1], not thresholded
-        border_mask  (224, 224) float32, 1 inside the photograph (all three channels below 1), 0 outside
-        keypoints    (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; where visible is 0 the place
-                     means nothing, and a joint written as NaN is (0, 0, 0)
-        center       (2,) float32 x, y of the crop's centre in the photograph
-        scale        () float32, the crop's side / 200
-        index        int, position in the JSON list
-        name         str, `<breed>_<file without ending>`, and `_<index>` where several entries name that file
-    and, opened with truth=True where the data set has a `Truth` folder, float32:
-        truth_verts  (V, 3), truth_joints (41, 3)
+        image         (3, S, S) float32, the network's input, ImageNet-normalised
+        mask          (224, 224) float32 in [0, 1], not thresholded
+        has_mask      () bool, whether the mask is labelled
+        border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside
+        keypoints     (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; the place
+                      means nothing where visible is 0, and a joint written as NaN is (0, 0, 0)
+        has_keypoints () bool, whether the keypoints are labelled
+        center        (2,) float32 x, y of the crop's centre in the image
+        scale         () float32, the crop's side / 200
+        index         int, position in the JSON list
+        name          str, `<breed>_<file without ending>`, and `_<index>` where several entries
+                      name that file
+    and, opened with ground_truth where the data set has a `Truth` folder, float32:
+        gt_verts      (V, 3)
+        gt_joints     (41, 3)
 
-    Opening reads every photograph of the split once. Entries that cannot be used (no mask, no readable photograph,
-    a box outside the picture or without area, a missing key) are left out, in training and in evaluation alike,
-    since without a mask neither PCK's threshold nor IoU exists: `problems` lists them, `report` holds them as
-    (name, problem), `excluded` is their number.
+    Opening reads every image of the split once. Entries that cannot be used (no mask, no readable
+    image, a box outside the image or without area, a missing key) are left out, in training and in
+    evaluation alike, since without a mask neither PCK's threshold nor IoU exists: `problems` lists
+    them.
 
-    Random changes depend on (seed, epoch, position in the list) only: the number of workers changes nothing. Call
-    `set_epoch` before each epoch; it reaches workers that are already running.
+    Random changes depend on (seed, epoch, position in the list) only: the number of workers changes
+    nothing. Call `set_epoch` before each epoch; it reaches workers that are already running.
     """
 
     folder = "StanfordExtra_v12"
@@ -57,11 +63,22 @@ class StanfordExtra(Dataset):
         img_res: int = CROP,
         augment: bool = False,
         flip: bool = False,
-        truth: bool = False,
+        ground_truth: bool = False,
         seed: int = 0,
     ):
-        if truth and (augment or flip):
-            raise ValueError("the truth is that of the photograph as it is: open it without augment and flip")
+        """Reads the list and checks every image of the split.
+
+        Args:
+            data_dir: folder that holds the data set's folder.
+            split: `train`, `val` or `test`.
+            img_res: side of the network's input, pixels.
+            augment: random scale, turn and gain.
+            flip: mirrors half of the images.
+            ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
+            seed: of the random changes.
+        """
+        if ground_truth and (augment or flip):
+            raise ValueError("ground_truth is that of the unchanged image: no augment or flip")
         self.root = Path(data_dir) / self.folder
         self.split, self.img_res = split, img_res
         self.augment, self.flip, self.seed = augment, flip, seed
@@ -69,28 +86,35 @@ class StanfordExtra(Dataset):
         self.images = image_folder(self.root)
 
         self.problems: list[Problem] = find_problems(self.entries, indices, self.images)
-        self.report = [(p.name, p.problem) for p in self.problems]
-        self.excluded = len(self.problems)
         unusable = {p.index for p in self.problems}
         self.indices = [int(i) for i in indices if int(i) not in unusable]
         if not self.indices:
-            first = f" (the first: {self.report[0][0]}, {self.report[0][1]})" if self.report else ""
-            raise ValueError(f"no usable photograph among the {len(indices)} of {self.root}, split {split}{first}")
+            first = self.problems[0] if self.problems else None
+            found = f" (the first: {first.name}, {first.problem})" if first else ""
+            where = f"{self.root}, split {split}{found}"
+            raise InputError(f"no usable image among the {len(indices)} of {where}")
 
         names = [entry_name(self.entries[i]) for i in self.indices]
         times = Counter(names)
-        self.names = [f"{name}_{i}" if times[name] > 1 else name for name, i in zip(names, self.indices, strict=True)]
+        named = zip(names, self.indices, strict=True)
+        self.names = [f"{name}_{i}" if times[name] > 1 else name for name, i in named]
 
-        self.has_truth = truth and (self.root / "Truth").is_dir()
-        if self.has_truth:
-            missing = [i for i in self.indices if not self.truth_path(i).is_file()]
+        self.has_ground_truth = ground_truth and (self.root / "Truth").is_dir()
+        if self.has_ground_truth:
+            paths = [self.ground_truth_path(i) for i in self.indices]
+            missing = [path for path in paths if not path.is_file()]
             if missing:
-                path = self.truth_path(missing[0])
-                raise FileNotFoundError(
-                    f"{path} and {len(missing) - 1} more files of the truth are missing: make the data set again"
+                raise InputError(
+                    f"{missing[0]} and {len(missing) - 1} more files of the ground truth are "
+                    "missing: make the data set again"
                 )
         # Shared memory: workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def excluded(self) -> int:
+        """Number of unusable entries left out."""
+        return len(self.problems)
 
     @classmethod
     def split_path(cls, data_dir: str | Path, split: str) -> Path:
@@ -99,16 +123,16 @@ class StanfordExtra(Dataset):
 
     @classmethod
     def read_annotations(cls, data_dir: str | Path, split: str) -> tuple[list, np.ndarray]:
-        """The whole list of annotations and the positions (N,) of the split's entries in it."""
+        """Reads the whole list of annotations and the positions (N,) of the split's entries."""
         entries = read_list(Path(data_dir) / cls.folder / cls.list_name)
         return entries, read_split(cls.split_path(data_dir, split), len(entries))
 
-    def truth_path(self, index: int) -> Path:
-        """Where the known mesh of a made-up photograph lies; `index` is the position in the JSON list."""
+    def ground_truth_path(self, index: int) -> Path:
+        """The file of a synthetic image's mesh; `index` is the position in the JSON list."""
         return (self.root / "Truth" / self.entries[index]["img_path"]).with_suffix(".npz")
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the random numbers of this epoch."""
+        """Chooses the random numbers of this epoch."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -127,8 +151,8 @@ class StanfordExtra(Dataset):
             draw_augmentation(rng, self.augment, self.flip),
         )
         sample |= {"index": index, "name": self.names[item]}
-        if self.has_truth:
-            with np.load(self.truth_path(index), allow_pickle=False) as truth:
-                sample["truth_verts"] = torch.from_numpy(truth["verts"].astype(np.float32))  # (V, 3)
-                sample["truth_joints"] = torch.from_numpy(truth["joints"].astype(np.float32))  # (41, 3)
+        if self.has_ground_truth:
+            with np.load(self.ground_truth_path(index), allow_pickle=False) as truth:
+                for key in ("verts", "joints"):  # (V, 3), (41, 3)
+                    sample[f"gt_{key}"] = torch.from_numpy(truth[key].astype(np.float32))
         return sample

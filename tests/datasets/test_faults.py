@@ -1,0 +1,193 @@
+"""Faults in the files: what is left out, what is refused, and what the messages say."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datasets import build_dataset, has_split
+from datasets.images import read_image
+from util.errors import InputError
+
+from .small_set import HEIGHT, WIDTH, edit, encode, make_entry, photo_path
+
+
+def write_bytes(data: bytes):
+    return lambda data_dir, entry: photo_path(data_dir, 0).write_bytes(data)
+
+
+def label(**changes):
+    return lambda data_dir, entry: entry.update(changes)
+
+
+def mask_elsewhere():
+    mask = np.zeros((HEIGHT, WIDTH))
+    mask[:20, :20] = 1
+    return encode(mask)
+
+
+def truncate(data_dir, entry):
+    path = photo_path(data_dir, 0)
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def other_size(data_dir, entry):
+    cv2.imwrite(str(photo_path(data_dir, 0)), np.zeros((50, 60, 3), np.uint8))
+
+
+NAN = float("nan")
+FAULTS = {  # what is done to the first entry or its image, and what the problem says
+    "no file": (lambda data_dir, _: photo_path(data_dir, 0).unlink(), "image missing"),
+    "truncated": (truncate, "is truncated"),
+    "no image": (write_bytes(b"<html>not found</html>"), "not a readable image"),
+    "empty file": (write_bytes(b""), "not a readable image"),
+    "other size": (other_size, "image is 60 x 50, the list says 300 x 240"),
+    "empty mask": (label(seg=encode(np.zeros((HEIGHT, WIDTH)))), "empty mask"),
+    "no runs": (label(seg=""), "empty mask"),
+    "broken runs": (label(seg="o" * 500), "mask cannot be decoded"),
+    "runs cut off": (label(seg=make_entry(0)["seg"][:-1] + "P"), "damaged or cut off"),
+    "foreign runs": (label(seg="1 2"), "damaged or cut off"),
+    "mask elsewhere": (label(seg=mask_elsewhere()), "mask lies outside the box"),
+    "box outside": (label(img_bbox=[1000, 60, 160, 120]), "box outside the image"),
+    "box mostly outside": (label(img_bbox=[-150, 60, 160, 120]), "box outside the image"),
+    "huge box": (label(img_bbox=[0, 0, 10**9, 10**9]), "box outside the image"),
+    "flat box": (label(img_bbox=[70, 60, 0, 120]), "box without area"),
+    "box of nan": (label(img_bbox=[70, 60, NAN, 120]), "img_bbox is not four numbers"),
+    "no box": (lambda _, entry: entry.pop("img_bbox"), "lacks img_bbox"),
+    "nothing": (lambda _, entry: entry.clear(), "lacks img_path, img_width"),
+    "path outside": (label(img_path="../../dog_0.png"), "leads out of the folder"),
+    "endless": (label(img_width=10**12), "image of 1000000000000 x 240 pixels"),
+    "few joints": (label(joints=[[1, 2, 1]] * 4), "joints have shape (4, 3)"),
+    "ragged joints": (label(joints=[[1, 2], [1, 2, 3], "x"]), "not numbers"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_unusable_entry_is_found_and_left_out(small_set, fault):
+    damage, message = FAULTS[fault]
+    edit(small_set, lambda entries: damage(small_set, entries[0]))
+    dataset = build_dataset("stanford", small_set, "train")
+    assert dataset.excluded == 1
+    found = dataset.problems[0]
+    assert found.index == 0 and found.name in ("breed_dog_0", ".._.._dog_0", "?")
+    assert message in found.problem
+    assert [sample["index"] for sample in dataset] == [2, 3]
+
+
+def test_an_entry_that_is_no_object_is_found(small_set):
+    edit(small_set, lambda entries: entries.__setitem__(0, None))
+    assert "not an object" in build_dataset("stanford", small_set, "train").problems[0].problem
+
+
+def test_two_animals_in_one_photograph_have_two_names(small_set):
+    edit(small_set, lambda entries: entries[3].update(img_path=entries[0]["img_path"]))
+    assert [s["name"] for s in build_dataset("stanford", small_set, "train")] == [
+        "breed_dog_2",
+        "breed_dog_0_0",
+        "breed_dog_0_3",
+    ]
+
+
+def test_a_truncated_jpeg_is_found_wherever_it_ends(small_set, shared):
+    source = shared / "samples/StanfordExtra_v12/Images/n02092339-Weimaraner/n02092339_1013.jpg"
+    whole = source.read_bytes()
+    path = small_set / "photo.jpg"
+    path.write_bytes(whole + b"\0\0\0")  # what follows the end marker does no harm
+    assert read_image(path).shape == (359, 480, 3)
+    for length, message in (
+        (0, "not a readable image"),
+        (3, "not a readable image"),
+        (300, "not a readable image"),
+        (len(whole) // 2, "truncated"),  # some versions of OpenCV give half a picture here
+        (len(whole) - 2, "truncated"),
+    ):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=rf"photo\.jpg is {message}"):
+            read_image(path)
+
+
+def test_a_box_partly_outside_and_a_tiny_one_are_used(small_set):
+    def change(entries):
+        entries[0]["img_bbox"] = [-60, 20, 160, 200]
+        entries[3]["img_bbox"] = [100, 100, 2, 2]
+
+    edit(small_set, change)
+    dataset = build_dataset("stanford", small_set, "train", augment=True)
+    assert dataset.excluded == 0 and all(sample["image"].isfinite().all() for sample in dataset)
+
+
+def test_a_photograph_that_breaks_later_is_named(small_set):
+    dataset = build_dataset("stanford", small_set, "train")
+    photo_path(small_set, 0).unlink()
+    with pytest.raises(ValueError, match=r"dog_0\.png cannot be read"):
+        dataset[1]
+
+
+def test_faults_of_the_structure_say_what_to_do(small_set, tmp_path):
+    root = small_set / "StanfordExtra_v12"
+    with pytest.raises(ValueError, match="name is 'cats', expected one of stanford, animal_pose"):
+        build_dataset("cats", small_set, "train")
+    with pytest.raises(ValueError, match="split is 'all', expected one of"):
+        build_dataset("stanford", small_set, "all")
+    with pytest.raises(InputError, match=r"StanfordExtra_v12\.json is missing"):
+        build_dataset("stanford", tmp_path / "nowhere", "train")
+    assert has_split("stanford", small_set, "train") and not has_split("stanford", small_set, "val")
+    with pytest.raises(InputError, match=r"val_stanford_StanfordExtra_v12\.npy is missing"):
+        build_dataset("stanford", small_set, "val")
+
+    split = root / "val_stanford_StanfordExtra_v12.npy"
+    for indices, message in (
+        ([0, 4], "names entry 4, but the list holds 4 entries"),
+        ([-1], "names entry -1"),
+        ([0.5], "one-dimensional array of whole numbers"),
+        ([], "one-dimensional array of whole numbers"),
+        (np.array([], int), "no usable image among the 0"),
+        (np.array([{}]), "not a NumPy array of indices"),
+    ):
+        np.save(split, np.array(indices), allow_pickle=True)
+        with pytest.raises(InputError, match=message):
+            build_dataset("stanford", small_set, "val")
+    split.write_bytes(b"no array")
+    with pytest.raises(InputError, match="not a NumPy array of indices"):
+        build_dataset("stanford", small_set, "val")
+
+    photo_path(small_set, 0).unlink()
+    np.save(split, np.array([0]))
+    with pytest.raises(InputError, match="no usable image among the 1 .*image missing"):
+        build_dataset("stanford", small_set, "val")
+    (root / "Images").rename(root / "images")  # some have it in small letters
+    assert len(build_dataset("stanford", small_set, "test")) == 1
+    (root / "images").rename(root / "photographs")
+    with pytest.raises(InputError, match="Images is missing: put the data set's images there"):
+        build_dataset("stanford", small_set, "test")
+    (root / "StanfordExtra_v12.json").write_text('{"dogs": []}')
+    with pytest.raises(InputError, match="holds a dict, expected a list"):
+        build_dataset("stanford", small_set, "test")
+    (root / "StanfordExtra_v12.json").write_text("[{")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        build_dataset("stanford", small_set, "test")
+
+
+def test_animal_pose_opens_once_its_photographs_are_there(shared, tmp_path):
+    with pytest.raises(InputError, match="Images is missing"):
+        build_dataset("animal_pose", shared / "samples", "test")
+    with pytest.raises(InputError, match="only test is published"):
+        build_dataset("animal_pose", shared / "samples", "train")
+    assert has_split("animal_pose", shared / "samples", "test")
+    assert not has_split("animal_pose", shared / "samples", "train")
+
+    folder = tmp_path / "animal_pose"
+    (folder / "Images").mkdir(parents=True)
+    for name in ("animal_pose_data.json", "test_animal_pose.npy"):
+        (folder / name).write_bytes((shared / "samples/animal_pose" / name).read_bytes())
+    for entry in json.loads((folder / "animal_pose_data.json").read_text()):
+        blank = np.full((entry["img_height"], entry["img_width"], 3), 128, np.uint8)
+        cv2.imwrite(
+            str(folder / "Images" / entry["img_path"]), blank, [cv2.IMWRITE_JPEG_QUALITY, 20]
+        )
+    dataset = build_dataset("animal_pose", tmp_path, "test")
+    assert len(dataset) + dataset.excluded == 94 and len(dataset) >= 90
+    keypoints = torch.stack([sample["keypoints"] for sample in dataset])
+    assert keypoints[:, [13, 17, 18, 19], 2].sum() == 0 and keypoints[..., 2].sum() > 500
