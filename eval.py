@@ -29,7 +29,7 @@ def evaluate_checkpoint(args, split: str) -> None:
     checkpoint = load_checkpoint(args.resume)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
     model = build.load_network(config, build.param_dir(args), checkpoint).to(device)
-    dataset = build.build_test_set(args, split, config.img_res, model.smal)
+    dataset, excluded = build.build_test_set(args, split, config.img_res, model.smal)
     build.make_output_dir(args.output_dir)
     if dataset.excluded:
         print(
@@ -43,7 +43,7 @@ def evaluate_checkpoint(args, split: str) -> None:
     scores = evaluate(model, loader, args.renderer, save if args.save_results else None)
     report = tables.summarize(scores) | {
         "dataset": args.dataset,
-        "excluded": dataset.excluded,
+        "excluded": excluded,
         "checkpoint": str(args.resume),
         "options": vars(args) | config.to_dict(),
     }

@@ -28,7 +28,7 @@ def main(argv=None):
     model = build.build_training_model(args, config, checkpoint).to(device)
     if args.bf16 and build.has_bf16(device):
         model.use_bf16()
-    loaders = train_loader, val_loader = build.build_loaders(args, config, device)
+    loaders = build.build_loaders(args, config, device)
 
     weights = LossWeights(args.w_kpts, args.w_betas_prior, args.w_pose_prior)
     priors = build.build_priors(args, model.smal)
@@ -37,12 +37,12 @@ def main(argv=None):
     state = TrainState(model, optimizer, config, 1, build.training_options(args))
 
     with build.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, val_loader.dataset, args.renderer)
+        preview = Preview(model, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
-            train_loader,
-            validate=lambda: evaluate(model, val_loader, args.renderer),
+            loaders.train,
+            validate=lambda: evaluate(model, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

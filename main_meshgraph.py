@@ -35,7 +35,7 @@ def main(argv=None):
         model.freeze_coarse()
     if args.bf16 and build.has_bf16(device):
         model.use_bf16()
-    loaders = train_loader, val_loader = build.build_loaders(args, config, device)
+    loaders = build.build_loaders(args, config, device)
 
     weights = LossWeights(
         kpts=args.w_kpts,
@@ -57,12 +57,12 @@ def main(argv=None):
     state = TrainState(model, optimizer, config, stage, build.training_options(args))
 
     with build.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, val_loader.dataset, args.renderer)
+        preview = Preview(model, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
-            train_loader,
-            validate=lambda: evaluate(model, val_loader, args.renderer),
+            loaders.train,
+            validate=lambda: evaluate(model, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

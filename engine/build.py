@@ -1,13 +1,13 @@
 """Puts body, networks, priors and data together from the options. Paths and options end here."""
 
 import argparse
-import copy
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 import datasets
 import render
@@ -23,8 +23,6 @@ from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
 from .loaders import make_loader
 from .options import STEERING, select_device
 from .run_folder import CHECKPOINT, RunFolder
-
-HELD_OUT = 10  # without a validation split, one in this many training images validates
 
 
 def resolve_network(
@@ -155,62 +153,48 @@ def build_priors(args: argparse.Namespace, smal: SMAL) -> tuple[GaussianPrior, G
     return shape_prior(args.prior_betas, smal, folder), pose_prior(args.prior_pose, folder)
 
 
-class _Split(Subset):
-    """Some images of a training set; epochs reach the set itself."""
+class Loaders(NamedTuple):
+    """Loaders of the training and the validation images, and the number of unusable ones."""
 
-    def __init__(self, dataset, indices, excluded: int):
-        super().__init__(dataset, indices)
-        self.excluded = excluded
-
-    def set_epoch(self, epoch: int):
-        self.dataset.set_epoch(epoch)
+    train: DataLoader
+    val: DataLoader
+    excluded: int
 
 
-def build_datasets(args: argparse.Namespace, img_res: int):
-    """Training and validation set.
-
-    Without a validation split, every tenth training image validates, and a line says so.
-    """
-    common = {
-        "name": args.dataset,
-        "data_dir": args.data_dir,
-        "img_res": img_res,
-        "seed": args.seed,
-    }
-    train = datasets.build_dataset(
-        split="train", augment=not args.no_augment, flip=args.flip, **common
+def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
+    """Training and validation set (datasets.train_val), with a line where one is taken from the other."""
+    sets = datasets.train_val(
+        args.dataset,
+        args.data_dir,
+        augment=not (validation_only or args.no_augment),
+        flip=not validation_only and args.flip,
+        validation_only=validation_only,
+        img_res=img_res,
+        seed=args.seed,
     )
-    if datasets.has_split(args.dataset, args.data_dir, "val"):
-        return train, datasets.build_dataset(split="val", **common)
-    if len(train) < 3:
-        found = f"{args.dataset} has no validation split and only {len(train)} training images"
-        raise InputError(f"{found} to take one from")
-    plain = copy.copy(train)
-    plain.augment = plain.flip = False
-    held_out = range(0, len(train), HELD_OUT)
-    rest = [i for i in range(len(train)) if i not in held_out]
-    count = f"{len(held_out)} of the {len(train)} training images (every tenth)"
-    print(f"No validation split: {count} validate instead.")
-    return _Split(train, rest, train.excluded), _Split(plain, held_out, 0)
+    if sets.held_out:
+        total = len(sets.train) + len(sets.val)
+        count = f"{len(sets.val)} of the {total} training images (every tenth)"
+        print(f"No validation split: {count} validate instead.")
+    return sets
 
 
 def build_test_set(args: argparse.Namespace, split: str, img_res: int, smal: SMAL):
-    """The images to evaluate, with their 3D ground truth where the data set has it."""
+    """The images to evaluate, with 3D ground truth where there is one, and how many are unusable."""
     if split == "val" and not datasets.has_split(args.dataset, args.data_dir, "val"):
-        return build_datasets(args, img_res)[1]
+        sets = open_sets(args, img_res, validation_only=True)
+        return sets.val, sets.excluded
     common = {"img_res": img_res, "ground_truth": True}
     dataset = datasets.build_dataset(args.dataset, args.data_dir, split, **common)
     if dataset.has_ground_truth and len(dataset[0]["gt_verts"]) != smal.num_verts:
         other = f"{dataset.root} holds images of another body than {param_dir(args)}"
         raise InputError(f"{other}; leave out --param_dir")
-    return dataset
+    return dataset, dataset.excluded
 
 
-def build_loaders(
-    args: argparse.Namespace, config: NetworkConfig, device: torch.device
-) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the training and the validation images."""
-    train, val = build_datasets(args, config.img_res)
+def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch.device) -> Loaders:
+    """Loaders of the training images, shuffled and augmented, and of the validation images."""
+    train, val, excluded, _ = open_sets(args, config.img_res)
     frozen = args.freeze_bn or (config.refiner is not None and args.freezecoarse)
     if not frozen and len(train) < 2:  # batch norm takes its statistics from each batch
         raise InputError(
@@ -220,7 +204,7 @@ def build_loaders(
         needs = "batch norm cannot learn from a single image"
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
     load = args.batch_size, args.num_works, device
-    return make_loader(train, *load, args.seed), make_loader(val, *load)
+    return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
 
 
 def training_options(args: argparse.Namespace) -> dict:
@@ -262,7 +246,7 @@ def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Na
 
 
 def open_run(
-    state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders
+    state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
 ) -> RunFolder:
     """The run's folder, opened, with a first line that says what runs.
 
@@ -270,7 +254,7 @@ def open_run(
         state: of the run, not yet resumed.
         checkpoint: from which it starts, or None.
         args: of the script.
-        loaders: of the training and the validation images.
+        loaders: of the images.
     """
     changed = resume(state, checkpoint, args)
     if state.epoch >= args.nEpochs:
@@ -281,13 +265,10 @@ def open_run(
     options, device = vars(args) | state.config.to_dict(), state.model.smal.template.device
     here = in_place(state, checkpoint, args)
     run = RunFolder(args.output_dir, options, device, here, state.step)
-    train, val = (loader.dataset for loader in loaders)
-    line = (
-        f"stage {state.stage} on {device}: {len(train)} training and {len(val)} validation images"
-    )
-    excluded = train.excluded + val.excluded
-    if excluded:
-        line += f" ({excluded} unusable ones left out; python -m datasets.check lists them)"
+    counts = f"{len(loaders.train.dataset)} training and {len(loaders.val.dataset)} validation images"
+    line = f"stage {state.stage} on {device}: {counts}"
+    if loaders.excluded:
+        line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
     if checkpoint:
         verb = "resumes" if state.resumed else "starts from"
         line += f"; {verb} {checkpoint.path}, epoch {state.epoch + 1}"
