@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tests.render.render_scenes import BACKENDS, require, run, run_here, scene, soup
 
 import render
+from tests.render.render_scenes import BACKENDS, require, run, run_here, scene, soup
 
 SMALL = ["one_triangle", "clockwise_triangle", "wide_sigma", "two_depths", "off_screen_behind_and_flat"]
 LARGE = ["sphere_batch", "body_side", "body_turned"]

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.render.render_scenes import BACKENDS, run, run_here, scene, soup
 
 import render
 from render import torch_reference
+from tests.render.render_scenes import BACKENDS, run, run_here, scene, soup
 
 PLAIN = np.array([[-0.5, -0.4, 2], [0.6, -0.3, 2], [0.1, 0.7, 2]], np.float32)
 NAN, INF = float("nan"), float("inf")

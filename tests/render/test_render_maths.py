@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.render.render_scenes import require, run_here, scene, soup
 
 import render
+from tests.render.render_scenes import require, run_here, scene, soup
 
 BACKENDS = ["torch", "numba"]
 

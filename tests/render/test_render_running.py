@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.render.render_scenes import ROOT, require, soup
 
 import render
+from tests.render.render_scenes import ROOT, require, soup
 
 
 def gradient(seed: int, size: int = 64) -> torch.Tensor:

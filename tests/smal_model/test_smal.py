@@ -18,8 +18,8 @@ def published(shared):
 
 
 @pytest.fixture(scope="module")
-def smal(made_up_body):
-    layer = SMAL(made_up_body / "smal")
+def smal(synthetic_body):
+    layer = SMAL(synthetic_body / "smal")
     layer.posedirs.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))  # the made-up body has none
     return layer
 
@@ -34,8 +34,8 @@ def smal(made_up_body):
         ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov in .* has shape"),
     ],
 )
-def test_files_that_do_not_belong_together(made_up_body, tmp_path, table, key, change, sentence):
-    shutil.copytree(made_up_body / "smal", tmp_path / "smal")
+def test_files_that_do_not_belong_together(synthetic_body, tmp_path, table, key, change, sentence):
+    shutil.copytree(synthetic_body / "smal", tmp_path / "smal")
     with np.load(tmp_path / "smal" / f"{table}.npz") as arrays:
         content = dict(arrays)
     np.savez(tmp_path / "smal" / f"{table}.npz", **content | {key: change(content[key])})
@@ -161,6 +161,6 @@ def test_wrong_inputs_are_named(smal):
         smal(torch.zeros(1, 20), torch.zeros(1, 105), del_v=torch.zeros(1, 5, 3))
 
 
-def test_unknown_family_is_refused(made_up_body):
+def test_unknown_family_is_refused(synthetic_body):
     with pytest.raises(ValueError, match="families 0 to"):
-        SMAL(made_up_body / "smal", shape_family_id=99)
+        SMAL(synthetic_body / "smal", shape_family_id=99)

@@ -11,9 +11,17 @@ import torch
 
 from datasets import build_dataset, check
 from datasets.annotations import read_mask
-from synthetic.writer import COAT_DEPTH, SETTINGS_FILE, SPLITS, Studio, main, make_data, write_pictures
 from render import coverage
 from smal_model import SMAL, joints
+from synthetic.writer import (
+    COAT_DEPTH,
+    SETTINGS_FILE,
+    SPLITS,
+    Studio,
+    main,
+    make_data,
+    write_pictures,
+)
 from util.camera import project, to_pixels
 
 NUM_IMAGES = 24
