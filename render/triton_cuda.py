@@ -1,13 +1,14 @@
-"""The renderer on CUDA devices: Triton kernels; with TRITON_INTERPRET=1 they run, slowly, on CPU tensors.
+"""The renderer on CUDA devices: Triton kernels; TRITON_INTERPRET=1 runs them, slowly, on the CPU.
 
-1. `_set_up`, a face a lane: the pixels that a face reaches, its three edges as a record of RECORD numbers, and a count
-   of the faces that reach each tile of TILE x TILE pixels.
+1. `_set_up`, a face a lane: the pixels that a face reaches, its three edges as a record of RECORD
+   numbers, and a count of the faces that reach each tile of TILE x TILE pixels.
 2. `_fill`: the faces of each tile, as one list with the tiles' starts (offsets in int64).
-3. `_soft_forward`, `_cover`, `_nearest`: a program a tile runs over its list. The soft product needs no order, and a tile
-   stops where all its pixels are opaque.
-4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its three corners.
+3. `_soft_forward`, `_cover`, `_nearest`: a program a tile runs over its list. The soft product
+   needs no order, and a tile stops where all its pixels are opaque.
+4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its corners.
 
-Order within a list and of the gradient's sums is not fixed: two runs differ in the last bits (well below 1e-5).
+Order within a list and of the gradient's sums is not fixed: two runs differ in the last bits (well
+below 1e-5).
 """
 
 import math
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from render import torch_reference as rules
+from render.torch_reference import Size
 
 TILE = 16
-RECORD = 24  # per edge origin x, y, direction x, y, length, inside; then the three corners' depths by weight
+RECORD = 24  # per edge: origin x, y, direction x, y, length, inside; then weighted corner depths
 FACES = 128  # per program of the set-up
 CHUNK = 32  # faces between two looks at whether a tile is opaque
 WINDOW = (8, 16)  # rows and columns of a face's pixels at a time, in the backward pass
@@ -29,92 +31,97 @@ WINDOW = (8, 16)  # rows and columns of a face's pixels at a time, in the backwa
 NO_AREA = tl.constexpr(rules.MIN_DOUBLED_AREA)
 SHORT = tl.constexpr(rules.MIN_SQUARED_EDGE)
 LIMIT = tl.constexpr(rules.MAX_COORDINATE)
-MOST = tl.constexpr(1e30)  # of a product: far beyond what still changes the silhouette, and no overflow
+MOST = tl.constexpr(1e30)  # of a product: beyond what changes the silhouette, without overflow
 OPAQUE = tl.constexpr(2.0**26)  # a pixel with this product is 1 to the last bit and has no gradient
 FAR = tl.constexpr(float("inf"))
 
 
-# Calls from PyTorch ------------------------------------------------------------------------------------------------------
+# Calls from PyTorch
 
 
-def soft_silhouette(verts: Tensor, faces: Tensor, size: tuple[int, int], sigma: float, blur_radius: float) -> Tensor:
-    """(B, V, 3), (F, 3) -> (B, H, W); see `render.soft_silhouette`."""
+def soft_silhouette(
+    verts: Tensor, faces: Tensor, size: Size, sigma: float, blur_radius: float
+) -> Tensor:
+    """As `render.soft_silhouette`."""
     _check_device(verts)
     return _SoftSilhouette.apply(verts, faces, size, sigma, blur_radius)
 
 
 class _SoftSilhouette(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, verts: Tensor, faces: Tensor, size: tuple[int, int], sigma: float, blur_radius: float) -> Tensor:
+    def forward(ctx, verts, faces, size, sigma, blur_radius):
         scale = math.sqrt(math.log2(math.e) / sigma)  # makes squared lengths binary logits
         limit = blur_radius * scale**2
         product = verts.new_empty(len(verts), *size)
         with torch.cuda.device_of(verts):
             lists = _Lists(verts, faces, size, math.sqrt(blur_radius), scale)
             if product.numel():
+                arrays = lists.records, lists.starts, lists.entries, product
+                constants = {"TILE": TILE, "CHUNK": CHUNK, "RECORD": RECORD}
                 _soft_forward[(lists.tiles,)](
-                    lists.records, lists.starts, lists.entries, product, *size, *lists.grid, limit, TILE, CHUNK, RECORD,
-                    enable_fp_fusion=True,
-                )  # fmt: skip
+                    *arrays, *size, *lists.grid, limit, **constants, enable_fp_fusion=True
+                )
         ctx.save_for_backward(verts, lists.faces, lists.records, lists.boxes, product)
         ctx.size, ctx.limit = size, limit
         return 1 - 1 / product
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_silhouette: Tensor):
+    def backward(ctx, grad_silhouette):
         verts, faces, records, boxes, product = ctx.saved_tensors
         grad = torch.zeros_like(verts, memory_format=torch.contiguous_format)
         if len(boxes):
             with torch.cuda.device_of(verts):
+                arrays = records, boxes, faces, product, grad_silhouette.contiguous(), grad
+                numbers = len(faces), verts.shape[1], *ctx.size, ctx.limit, -2 * math.log(2)
                 _soft_backward[(len(boxes),)](
-                    records, boxes, faces, product, grad_silhouette.contiguous(), grad, len(faces), verts.shape[1],
-                    *ctx.size, ctx.limit, -2 * math.log(2), *WINDOW, RECORD, num_warps=1,
-                    enable_fp_fusion=True,
-                )  # fmt: skip
+                    *arrays, *numbers, *WINDOW, RECORD, num_warps=1, enable_fp_fusion=True
+                )
         return grad, None, None, None, None
 
 
-def coverage(verts: Tensor, faces: Tensor, size: tuple[int, int], supersample: int) -> Tensor:
-    """(B, V, 3), (F, 3) -> (B, H, W); see `render.coverage`."""
+def coverage(verts: Tensor, faces: Tensor, size: Size, supersample: int) -> Tensor:
+    """As `render.coverage`."""
     _check_device(verts)
     fine = (size[0] * supersample, size[1] * supersample)
     covered = torch.zeros((len(verts), *fine), dtype=torch.uint8, device=verts.device)
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, fine, 0.0, 0.0)
         if covered.numel():
-            _cover[(lists.tiles,)](
-                lists.verts, lists.faces, lists.starts, lists.entries, covered, len(faces), verts.shape[1], *fine, *lists.grid,
-                TILE, enable_fp_fusion=False,
-            )  # fmt: skip
-    return covered.view(-1, size[0], supersample, size[1], supersample).to(verts.dtype).mean((2, 4))
+            numbers = len(faces), verts.shape[1], *fine, *lists.grid
+            _cover[(lists.tiles,)](*lists.mesh, covered, *numbers, TILE, enable_fp_fusion=False)
+    samples = covered.view(-1, size[0], supersample, size[1], supersample)
+    return samples.to(verts.dtype).mean((2, 4))
 
 
-def rasterize(verts: Tensor, faces: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, V, 3), (F, 3) -> face (B, H, W), depth (B, H, W), bary (B, H, W, 3); see `render.rasterize`."""
+def rasterize(verts: Tensor, faces: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """As `render.rasterize`: face, depth, bary."""
     _check_device(verts)
     face = torch.full((len(verts), *size), -1, dtype=torch.int64, device=verts.device)
-    depth, bary = verts.new_full((len(verts), *size), -1), verts.new_full((len(verts), *size, 3), -1)
+    depth = verts.new_full((len(verts), *size), -1)
+    bary = verts.new_full((len(verts), *size, 3), -1)
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, size, 0.0, 0.0)
         if face.numel():
+            numbers = len(faces), verts.shape[1], *size, *lists.grid
             _nearest[(lists.tiles,)](
-                lists.verts, lists.faces, lists.starts, lists.entries, face, depth, bary, len(faces), verts.shape[1], *size,
-                *lists.grid, TILE, enable_fp_fusion=False,
-            )  # fmt: skip
+                *lists.mesh, face, depth, bary, *numbers, TILE, enable_fp_fusion=False
+            )
     return face, depth, bary
 
 
 class _Lists:
-    """The faces that reach each tile of each picture.
+    """The faces that reach each tile of each image.
 
     grid: tiles down and across; tiles: their number in the batch
-    starts: (tiles + 1,) int64, where each tile's faces start in `entries`; entries: int64, image * F + face
-    boxes: (B*F, 4) int32 first and end row, first and end column; records: (B*F, RECORD), where `scale` is not 0
+    starts: (tiles + 1,) int64, where each tile's faces start in `entries`
+    entries: (N,) int64, image * F + face
+    boxes: (B*F, 4) int32, first and end row, first and end column
+    records: (B*F, RECORD), where `scale` is not 0
     """
 
-    def __init__(self, verts: Tensor, faces: Tensor, size: tuple[int, int], reach: float, scale: float):
-        self.verts, self.faces = verts.detach().contiguous(), faces.long().contiguous()
+    def __init__(self, verts: Tensor, faces: Tensor, size: Size, reach: float, scale: float):
+        verts, self.faces = verts.detach().contiguous(), faces.long().contiguous()
         self.grid = (triton.cdiv(size[0], TILE), triton.cdiv(size[1], TILE))
         self.tiles = len(verts) * self.grid[0] * self.grid[1]
         total = len(verts) * len(faces)
@@ -123,24 +130,29 @@ class _Lists:
         counts = torch.zeros(self.tiles + 1, dtype=torch.int64, device=verts.device)
         programs = (triton.cdiv(total, FACES),)
         if total:
+            arrays = verts, self.faces, self.boxes, self.records, counts
+            numbers = total, len(faces), verts.shape[1], *size, *self.grid, reach, scale
             _set_up[programs](
-                self.verts, self.faces, self.boxes, self.records, counts, total, len(faces), verts.shape[1], *size, *self.grid,
-                reach, scale, scale != 0, TILE, FACES, RECORD, enable_fp_fusion=False,
-            )  # fmt: skip
+                *arrays, *numbers, scale != 0, TILE, FACES, RECORD, enable_fp_fusion=False
+            )
         self.starts = counts.cumsum(0) - counts
         self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=verts.device)
         if len(self.entries):
-            _fill[programs](
-                self.boxes, self.starts.clone(), self.entries, total, len(faces), *self.grid, TILE, FACES, enable_fp_fusion=False
-            )
+            lists = self.boxes, self.starts.clone(), self.entries
+            sizes = total, len(faces), *self.grid
+            _fill[programs](*lists, *sizes, TILE, FACES, enable_fp_fusion=False)
+        self.mesh = verts, self.faces, self.starts, self.entries
 
 
 def _check_device(verts: Tensor) -> None:
     if not verts.is_cuda and isinstance(_set_up, triton.JITFunction):
-        raise ValueError(f"the renderer backend 'triton' needs CUDA tensors, found verts on {verts.device}; use 'auto'")
+        raise ValueError(
+            f"the renderer backend 'triton' needs CUDA tensors, found verts on {verts.device}; "
+            "use 'auto'"
+        )
 
 
-# Kernels -----------------------------------------------------------------------------------------------------------------
+# Kernels
 
 
 @triton.jit
@@ -150,7 +162,7 @@ def _doubled_area(xi, yi, xj, yj, xk, yk):
 
 @triton.jit
 def _store_edge(record, start_x, start_y, end_x, end_y, inside, scale, there):
-    """Write one edge; a short one counts as its end point: its origin, with a length of 0. Returns the length."""
+    """Write one edge, a short one as its end point with a length of 0; returns the length."""
     x, y = end_x - start_x, end_y - start_y
     squared = x * x + y * y
     length = tl.sqrt(squared)
@@ -167,7 +179,8 @@ def _store_edge(record, start_x, start_y, end_x, end_y, inside, scale, there):
 
 @triton.jit
 def _set_up(
-    verts, faces, boxes, records, counts, total, num_faces, num_verts, height, width, tiles_down, tiles_across, reach, scale,
+    verts, faces, boxes, records, counts, total, num_faces, num_verts, height, width,
+    tiles_down, tiles_across, reach, scale,
     SOFT: tl.constexpr, TILE: tl.constexpr, FACES: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)  # image * F + face
@@ -188,9 +201,11 @@ def _set_up(
     area = _doubled_area(xi, yi, xj, yj, xk, yk)
     usable = usable & (tl.abs(area) > NO_AREA)
 
-    low_x, high_x = tl.minimum(xi, tl.minimum(xj, xk)) - reach, tl.maximum(xi, tl.maximum(xj, xk)) + reach
-    low_y, high_y = tl.minimum(yi, tl.minimum(yj, yk)) - reach, tl.maximum(yi, tl.maximum(yj, yk)) + reach
-    first_row = tl.ceil((1 - high_y) * (height / 2) - 0.501)  # a thousandth of a pixel against rounding
+    low_x = tl.minimum(xi, tl.minimum(xj, xk)) - reach
+    high_x = tl.maximum(xi, tl.maximum(xj, xk)) + reach
+    low_y = tl.minimum(yi, tl.minimum(yj, yk)) - reach
+    high_y = tl.maximum(yi, tl.maximum(yj, yk)) + reach
+    first_row = tl.ceil((1 - high_y) * (height / 2) - 0.501)  # 0.001 against rounding
     end_row = tl.floor((1 - low_y) * (height / 2) + 0.501)
     first_column = tl.ceil((1 + low_x) * (width / 2) - 0.501)
     end_column = tl.floor((1 + high_x) * (width / 2) + 0.501)
@@ -199,7 +214,8 @@ def _set_up(
     first_column = tl.minimum(tl.maximum(first_column, 0.0), width * 1.0).to(tl.int32)
     end_column = tl.minimum(tl.maximum(end_column, 0.0), width * 1.0).to(tl.int32)
     usable = usable & (first_row < end_row) & (first_column < end_column)
-    end_row, end_column = tl.where(usable, end_row, first_row), tl.where(usable, end_column, first_column)
+    end_row = tl.where(usable, end_row, first_row)
+    end_column = tl.where(usable, end_column, first_column)
     tl.store(boxes + n * 4, first_row, mask=there)
     tl.store(boxes + n * 4 + 1, end_row, mask=there)
     tl.store(boxes + n * 4 + 2, first_column, mask=there)
@@ -221,16 +237,21 @@ def _set_up(
     for row in range(0, tl.max(rows)):
         for column in range(0, tl.max(columns)):
             tile = (image * tiles_down + down + row) * tiles_across + across + column
-            tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), (row < rows) & (column < columns), "relaxed")
+            reached = (row < rows) & (column < columns)
+            tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
 
 
 @triton.jit
-def _fill(boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, TILE: tl.constexpr, FACES: tl.constexpr):
+def _fill(
+    boxes, cursors, entries, total, num_faces, tiles_down, tiles_across,
+    TILE: tl.constexpr, FACES: tl.constexpr,
+):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)
     there = n < total
     image = n // num_faces
     first_row, end_row = tl.load(boxes + n * 4, there, 0), tl.load(boxes + n * 4 + 1, there, 0)
-    first_column, end_column = tl.load(boxes + n * 4 + 2, there, 0), tl.load(boxes + n * 4 + 3, there, 0)
+    first_column = tl.load(boxes + n * 4 + 2, there, 0)
+    end_column = tl.load(boxes + n * 4 + 3, there, 0)
     usable = (first_row < end_row) & (first_column < end_column)
     down, across = first_row // TILE, first_column // TILE
     rows = tl.where(usable, (end_row + TILE - 1) // TILE - down, 0)
@@ -245,7 +266,7 @@ def _fill(boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, T
 
 @triton.jit
 def _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE: tl.constexpr):
-    """Offset into (B, H, W), whether in the picture, and plane coordinates, of a tile's pixels."""
+    """Offset into (B, H, W), whether in the image, and plane coordinates of a tile's pixels."""
     image, place = tile // (tiles_down * tiles_across), tile % (tiles_down * tiles_across)
     row = (place // tiles_across) * TILE + tl.arange(0, TILE)[:, None]
     column = (place % tiles_across) * TILE + tl.arange(0, TILE)[None, :]
@@ -256,7 +277,7 @@ def _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE: tl.constex
 
 @triton.jit
 def _place(edge, x, y):
-    """A pixel by an edge, scaled: distance from its line (positive inside), along it, and squared distance from the edge."""
+    """A pixel by an edge, scaled: away from its line (inside > 0), along it, past it, squared."""
     dx, dy = x - tl.load(edge), y - tl.load(edge + 1)
     ux, uy = tl.load(edge + 2), tl.load(edge + 3)
     away = tl.load(edge + 5) * (ux * dy - uy * dx)
@@ -270,10 +291,12 @@ def _place(edge, x, y):
 def _odds(record, away_a, away_b, away_c, squared, limit):
     """exp(logit) of a face at pixels, 0 where it does not count, and whether they are inside."""
     inside = tl.minimum(away_a, tl.minimum(away_b, away_c)) > 0
-    deep = tl.maximum(away_a, 0.0) * tl.load(record + 18) + tl.maximum(away_b, 0.0) * tl.load(record + 19)
+    deep = tl.maximum(away_a, 0.0) * tl.load(record + 18)
+    deep += tl.maximum(away_b, 0.0) * tl.load(record + 19)
     deep += tl.maximum(away_c, 0.0) * tl.load(record + 20)
     logit = tl.minimum(tl.maximum(tl.where(inside, squared, -squared), -100.0), 25.0)
-    return tl.where((inside | (squared < limit)) & (deep >= 0), tl.exp2(logit), 0.0), inside
+    counts = (inside | (squared < limit)) & (deep >= 0)
+    return tl.where(counts, tl.exp2(logit), 0.0), inside
 
 
 @triton.jit
@@ -302,15 +325,17 @@ def _soft_forward(
 
 @triton.jit
 def _pull(edge, away, nearest, past):
-    """From the nearest point of an edge to the pixel (x, y), scaled twice, and how far along the edge that point is, 0 to 1."""
-    ux, uy, length, inside = tl.load(edge + 2), tl.load(edge + 3), tl.load(edge + 4), tl.load(edge + 5)
-    share = tl.where(length > 0, nearest / tl.where(length > 0, length, 1.0), 1.0)
-    return past * ux - away * inside * uy, past * uy + away * inside * ux, share
+    """From an edge's nearest point to the pixel, scaled twice, and its place along it, 0 to 1."""
+    ux, uy = tl.load(edge + 2), tl.load(edge + 3)
+    length, inside = tl.load(edge + 4), tl.load(edge + 5)
+    part = tl.where(length > 0, nearest / tl.where(length > 0, length, 1.0), 1.0)
+    return past * ux - away * inside * uy, past * uy + away * inside * ux, part
 
 
 @triton.jit
 def _soft_backward(
-    records, boxes, faces, product, upstream, grad, num_faces, num_verts, height, width, limit, factor,
+    records, boxes, faces, product, upstream, grad, num_faces, num_verts, height, width, limit,
+    factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
@@ -322,7 +347,8 @@ def _soft_backward(
     yi, xj, yj, xk, yk = xi, xi, xi, xi, xi
     for top in range(first_row, end_row, ROWS):
         for left in range(first_column, end_column, COLUMNS):
-            row, column = top + tl.arange(0, ROWS)[:, None], left + tl.arange(0, COLUMNS)[None, :]
+            row = top + tl.arange(0, ROWS)[:, None]
+            column = left + tl.arange(0, COLUMNS)[None, :]
             there = (row < end_row) & (column < end_column)
             offset = (image * height + row) * width + column
             whole = tl.load(product + offset, mask=there, other=MOST)
@@ -339,19 +365,20 @@ def _soft_backward(
                 weight = weight * tl.where(inside, 1.0, -1.0) * odds / (1 + odds)
                 at_a = squared_a == squared
                 at_b = (squared_b == squared) & (squared_a != squared)
-                pull_ax, pull_ay, share_a = _pull(record, away_a, nearest_a, past_a)
-                pull_bx, pull_by, share_b = _pull(record + 6, away_b, nearest_b, past_b)
-                pull_cx, pull_cy, share_c = _pull(record + 12, away_c, nearest_c, past_c)
-                share = tl.where(at_a, share_a, tl.where(at_b, share_b, share_c))
+                pull_ax, pull_ay, part_a = _pull(record, away_a, nearest_a, past_a)
+                pull_bx, pull_by, part_b = _pull(record + 6, away_b, nearest_b, past_b)
+                pull_cx, pull_cy, part_c = _pull(record + 12, away_c, nearest_c, past_c)
+                part = tl.where(at_a, part_a, tl.where(at_b, part_b, part_c))
                 pull_x = weight * tl.where(at_a, pull_ax, tl.where(at_b, pull_bx, pull_cx))
                 pull_y = weight * tl.where(at_a, pull_ay, tl.where(at_b, pull_by, pull_cy))
-                at_start = 1 - share
-                xi += tl.where(at_b, 0.0, at_start * pull_x)  # edges a: i to j, b: j to k, c: i to k
+                at_start = 1 - part
+                # Edges a: i to j, b: j to k, c: i to k.
+                xi += tl.where(at_b, 0.0, at_start * pull_x)
                 yi += tl.where(at_b, 0.0, at_start * pull_y)
-                xj += tl.where(at_a, share * pull_x, tl.where(at_b, at_start * pull_x, 0.0))
-                yj += tl.where(at_a, share * pull_y, tl.where(at_b, at_start * pull_y, 0.0))
-                xk += tl.where(at_a, 0.0, share * pull_x)
-                yk += tl.where(at_a, 0.0, share * pull_y)
+                xj += tl.where(at_a, part * pull_x, tl.where(at_b, at_start * pull_x, 0.0))
+                yj += tl.where(at_a, part * pull_y, tl.where(at_b, at_start * pull_y, 0.0))
+                xk += tl.where(at_a, 0.0, part * pull_x)
+                yk += tl.where(at_a, 0.0, part * pull_y)
     if (first_row < end_row) & (first_column < end_column):
         face = faces + (n - image * num_faces) * 3
         i = grad + (image * num_verts + tl.load(face)) * 3
@@ -367,7 +394,7 @@ def _soft_backward(
 
 @triton.jit
 def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
-    """Barycentrics times the doubled area, positive inside, and the depth, of face n (image * F + face) at pixels."""
+    """Barycentrics times |doubled area|, depth and whether inside, of face n (image * F + face)."""
     image = n // num_faces
     face = faces + (n - image * num_faces) * 3
     i = verts + (image * num_verts + tl.load(face, there, 0)) * 3
@@ -387,21 +414,23 @@ def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
 
 @triton.jit
 def _cover(
-    verts, faces, starts, entries, covered, num_faces, num_verts, height, width, tiles_down, tiles_across, TILE: tl.constexpr
-):
+    verts, faces, starts, entries, covered, num_faces, num_verts, height, width,
+    tiles_down, tiles_across, TILE: tl.constexpr,
+):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
     result = tl.zeros([TILE, TILE], tl.int32)
     for e in range(tl.load(starts + tile), tl.load(starts + tile + 1)):
-        _, _, _, _, seen = _weights(verts, faces, tl.load(entries + e), num_faces, num_verts, x, y, True)
+        n = tl.load(entries + e)
+        _, _, _, _, seen = _weights(verts, faces, n, num_faces, num_verts, x, y, True)
         result = tl.where(seen, 1, result)
     tl.store(covered + offset, result.to(tl.uint8), mask=there)
 
 
 @triton.jit
 def _nearest(
-    verts, faces, starts, entries, face, depth, bary, num_faces, num_verts, height, width, tiles_down, tiles_across,
-    TILE: tl.constexpr,
+    verts, faces, starts, entries, face, depth, bary, num_faces, num_verts, height, width,
+    tiles_down, tiles_across, TILE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
@@ -413,7 +442,8 @@ def _nearest(
         closer = seen & ((z < nearest) | ((z == nearest) & (n < owner)))
         nearest, owner = tl.where(closer, z, nearest), tl.where(closer, n, owner)
     seen = there & (owner >= 0)
-    u, v, w, _, _ = _weights(verts, faces, tl.maximum(owner, 0), num_faces, num_verts, x, y, seen)
+    n = tl.maximum(owner, 0)
+    u, v, w, _, _ = _weights(verts, faces, n, num_faces, num_verts, x, y, seen)
     whole = tl.where(seen, u + v + w, 1.0)
     tl.store(face + offset, owner % num_faces, mask=seen)
     tl.store(depth + offset, nearest, mask=seen)
