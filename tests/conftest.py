@@ -19,17 +19,19 @@ def shared() -> Path:
     """The folder with recorded arrays and sample files; tests that need it skip where it is missing."""
     folder = _shared_folder()
     if folder is None:
-        pytest.skip("no ../shared folder with recorded arrays and sample files (set COARSE_TO_FINE_SHARED)")
+        pytest.skip(
+            "no ../shared folder with recorded arrays and sample files (set COARSE_TO_FINE_SHARED)"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def made_up_body(tmp_path_factory) -> Path:
     """A data folder with the made-up body, its priors and its mesh hierarchy; other sizes than SMAL's."""
-    from synthetic.body import write_quadruped
+    from synthetic.body import write_body
 
     folder = tmp_path_factory.mktemp("body")
-    write_quadruped(folder)
+    write_body(folder)
     return folder
 
 
