@@ -28,10 +28,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_body(tmp_path_factory) -> Path:
     """A data folder with the synthetic body, its priors and its mesh hierarchy; other sizes than SMAL's."""
-    from synthetic.body import write_quadruped
+    from synthetic.body import write_body
 
     folder = tmp_path_factory.mktemp("body")
-    write_quadruped(folder)
+    write_body(folder)
     return folder
 
 
