@@ -18,7 +18,8 @@ from smal_model import joints
 from util.files import atomic_write
 from smal_model.hierarchy import HIERARCHY_FILE, MeshHierarchy
 from smal_model.priors import POSE_PRIOR_FILES, UNITY_BETAS_FILE
-from smal_model.smal import FAMILY_FILE, MODEL_FILE, NUM_BETAS, NUM_LOGSCALES, SYMMETRY_FILE
+from smal_model.body_files import FAMILY_FILE, MODEL_FILE, NUM_BETAS, SYMMETRY_FILE
+from smal_model.smal import NUM_LOGSCALES
 
 # ---------------------------------------------------------------- skeleton at rest (left side; the right is its mirror image)
 SHOULDER, ELBOW, WRIST, FRONT_FOOT = (0.375, 0.095, 0.03), (0.275, 0.113, -0.15), (0.305, 0.112, -0.395), (0.335, 0.112, -0.49)
