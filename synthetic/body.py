@@ -10,9 +10,10 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 from smal_model import joints
+from smal_model.body_files import FAMILY_FILE, MODEL_FILE, NUM_BETAS, SYMMETRY_FILE
 from smal_model.hierarchy import HIERARCHY_FILE, MeshHierarchy
 from smal_model.priors import POSE_PRIOR_FILES, UNITY_BETAS_FILE
-from smal_model.smal import FAMILY_FILE, MODEL_FILE, NUM_BETAS, NUM_LOGSCALES, SYMMETRY_FILE
+from smal_model.smal import NUM_LOGSCALES
 from util.files import atomic_write
 
 from .pose import pose_prior_moments

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path):
-    """Gives a temporary path beside `path`; renamed to `path` when the block ends well, removed when it does not."""
+    """Gives a temporary path beside `path`; the block ends well: renamed, otherwise: removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
@@ -32,7 +32,7 @@ def write_text(path, text: str) -> None:
 
 
 def write_json(path, value) -> None:
-    """Writes JSON whole. Numbers that are not finite become null, paths and other objects their text."""
+    """Writes JSON whole; numbers that are not finite become null, other objects their text."""
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
