@@ -1,4 +1,4 @@
-"""Stages 2 and 3: train the graph network that refines the mesh; stage 2 with the coarse network frozen.
+"""Stages 2 and 3: train the graph network that refines the mesh, then both networks.
 
 python main_meshgraph.py --output_dir logs/stage2 --nEpochs 10 --local_feat --batch_size 32 \
     --freezecoarse --gpu_ids 0 --pretrained logs/stage1/checkpoint.pth.tar

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from util.errors import InputError
 
@@ -57,8 +57,8 @@ class Part(Subset):
 class TrainingSets(NamedTuple):
     """What `train_val` opens."""
 
-    train: Dataset | None
-    val: Dataset
+    train: StanfordExtra | Part | None
+    val: StanfordExtra | Part
     excluded: int  # unusable images left out, of both
     held_out: bool  # whether the validation images are taken from the training split
 

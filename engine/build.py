@@ -3,15 +3,15 @@
 import argparse
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 import datasets
 import render
-from model import CoarseModel, CoarseToFine, NetworkConfig, build_backbone
+from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, build_backbone
+from model.backbone import Backbone
 from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
@@ -28,7 +28,7 @@ from .run_folder import CHECKPOINT, RunFolder
 def resolve_network(
     args: argparse.Namespace, checkpoint: Checkpoint | None, refined: bool
 ) -> NetworkConfig:
-    """What shapes the networks: the command line's options, else the checkpoint's, else the defaults.
+    """What shapes the networks: options given, else the checkpoint's, else the defaults.
 
     Raises:
         InputError: lists the options that both give, differently, or that contradict each other.
@@ -42,8 +42,8 @@ def resolve_network(
     ]
     if conflicts and checkpoint:
         raise InputError(
-            f"{checkpoint.path} is of a network with other options: {', '.join(conflicts)}; leave them "
-            "out or take another checkpoint"
+            f"{checkpoint.path} is of a network with other options: {', '.join(conflicts)}; "
+            "leave them out or take another checkpoint"
         )
     return NetworkConfig.from_dict(stored | given, refined)
 
@@ -53,7 +53,7 @@ def param_dir(args: argparse.Namespace) -> Path:
     return args.param_dir or args.data_dir
 
 
-def build_network(config: NetworkConfig, folder: Path, backbone: nn.Module) -> nn.Module:
+def build_network(config: NetworkConfig, folder: Path, backbone: Backbone) -> Networks:
     """CoarseModel, or CoarseToFine where the configuration has a refiner.
 
     Args:
@@ -62,7 +62,7 @@ def build_network(config: NetworkConfig, folder: Path, backbone: nn.Module) -> n
         backbone: with the weights that it starts from.
     """
     smal = SMAL(folder / "smal", config.shape_family_id)
-    common = {
+    common: dict = {
         "backbone": backbone,
         "betas_scale": config.betas_scale,
         "shape_init": config.shape_init,
@@ -75,14 +75,14 @@ def build_network(config: NetworkConfig, folder: Path, backbone: nn.Module) -> n
     return CoarseToFine(smal, hierarchy, **vars(config.refiner), **common)
 
 
-def load_network(config: NetworkConfig, folder: Path, checkpoint: Checkpoint) -> nn.Module:
+def load_network(config: NetworkConfig, folder: Path, checkpoint: Checkpoint) -> Networks:
     """The networks with the weights of a checkpoint; other arguments as in `build_network`."""
     model = build_network(config, folder, build_backbone(config.backbone))
     load_weights(model, checkpoint)
     return model
 
 
-def start_backbone(config: NetworkConfig, choice: str) -> nn.Module:
+def start_backbone(config: NetworkConfig, choice: str) -> Backbone:
     """The backbone of a new network.
 
     Args:
@@ -108,7 +108,7 @@ def start_backbone(config: NetworkConfig, choice: str) -> nn.Module:
 
 def build_training_model(
     args: argparse.Namespace, config: NetworkConfig, checkpoint: Checkpoint | None
-) -> nn.Module:
+) -> Networks:
     """The networks as training starts with them."""
     if args.prior_betas == "unity" and not config.betas_scale:
         prior = "--prior_betas unity is a prior over shape and log-scales"
@@ -162,8 +162,8 @@ class Loaders(NamedTuple):
 
 
 def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
-    """Training and validation set (datasets.train_val), with a line where one is taken from the other."""
-    sets = datasets.train_val(
+    """Training and validation set; a line says where one is taken from the other."""
+    sets: Any = datasets.train_val(
         args.dataset,
         args.data_dir,
         augment=not (validation_only or args.no_augment),
@@ -180,7 +180,7 @@ def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = Fa
 
 
 def build_test_set(args: argparse.Namespace, split: str, img_res: int, smal: SMAL):
-    """The images to evaluate, with 3D ground truth where there is one, and how many are unusable."""
+    """The images to evaluate, with ground truth where there is one; how many are unusable."""
     if split == "val" and not datasets.has_split(args.dataset, args.data_dir, "val"):
         sets = open_sets(args, img_res, validation_only=True)
         return sets.val, sets.excluded
@@ -214,7 +214,7 @@ def training_options(args: argparse.Namespace) -> dict:
 
 
 def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> list[str]:
-    """Continues the checkpoint's run where it is of this stage: epoch, optimiser, best score, random state.
+    """Continues the checkpoint's run where it is of this stage.
 
     A file without optimiser state (model_best) is a start, not a run to resume.
 
@@ -222,11 +222,11 @@ def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Name
         The options that differ from that run's, as `--name value (was other)`.
     """
     changed = {}
-    state.resumed = bool(args.resume and checkpoint and checkpoint.resumable)
-    state.resumed = state.resumed and checkpoint.stage == state.stage
+    same = checkpoint is not None and checkpoint.stage == state.stage
+    state.resumed = bool(args.resume and checkpoint and checkpoint.resumable and same)
     if checkpoint and (state.resumed or args.load_optimizer):
         state.load_optimizer(checkpoint)
-    if state.resumed:
+    if checkpoint and state.resumed:
         state.load_state_dict(checkpoint.content)
         before = checkpoint.content.get("training", {})
         for name, value in state.training.items():
@@ -240,7 +240,7 @@ def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Name
 
 
 def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> bool:
-    """Whether a run resumes in its own folder: from any other file, what the folder holds would be lost."""
+    """Whether a run resumes in its own folder: else what that holds is moved aside."""
     own = (args.output_dir / CHECKPOINT).resolve()
     return state.resumed and checkpoint is not None and checkpoint.path.resolve() == own
 
@@ -262,11 +262,12 @@ def open_run(
             f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
         )
     make_output_dir(args.output_dir)
-    options, device = vars(args) | state.config.to_dict(), state.model.smal.template.device
+    options, device = vars(args) | state.config.to_dict(), state.model.device
     here = in_place(state, checkpoint, args)
     run = RunFolder(args.output_dir, options, device, here, state.step)
-    counts = f"{len(loaders.train.dataset)} training and {len(loaders.val.dataset)} validation images"
-    line = f"stage {state.stage} on {device}: {counts}"
+    sets: list = [loaders.train.dataset, loaders.val.dataset]
+    train, val = map(len, sets)
+    line = f"stage {state.stage} on {device}: {train} training and {val} validation images"
     if loaders.excluded:
         line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
     if checkpoint:

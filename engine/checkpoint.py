@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import CoarseToFine, NetworkConfig
+from model import CoarseToFine, NetworkConfig, Networks
 from util.errors import InputError
 from util.files import atomic_write
 
 _MULTIARRAY = np._core.multiarray
 # NumPy scalars occur in published files (scores); beyond them tensors and plain values alone.
-_NUMPY_SCALARS = [
+_NUMPY_SCALARS: list = [
     (_MULTIARRAY.scalar, "numpy.core.multiarray.scalar"),
     (_MULTIARRAY.scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -72,7 +72,7 @@ class TrainState:
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
     """
 
-    model: nn.Module
+    model: Networks
     optimizer: torch.optim.Optimizer
     config: NetworkConfig
     stage: int
@@ -148,7 +148,7 @@ def load_checkpoint(path) -> Checkpoint:
     return Checkpoint(path, state_dict, content)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: Networks, checkpoint: Checkpoint) -> None:
     """Loads a checkpoint into a network: stage 1 files into `meshnet`, others into all.
 
     Raises:
@@ -160,15 +160,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} was trained on a body of {trained_on} vertices, this one has "
             f"{model.smal.num_verts}; give the data folder of that body"
         )
-    if isinstance(model, CoarseToFine) and not checkpoint.refined:
-        model = model.meshnet
-    faults = misfits(model, checkpoint.state_dict)
+    coarse_alone = isinstance(model, CoarseToFine) and not checkpoint.refined
+    part: nn.Module = model.meshnet if coarse_alone else model  # type: ignore[assignment]
+    faults = misfits(part, checkpoint.state_dict)
     if faults:
         raise InputError(
-            f"the weights in {checkpoint.path} do not fit this network ({len(faults)} keys); give the "
-            f"network options it was trained with: {'; '.join(faults)}"
+            f"the weights in {checkpoint.path} do not fit this network ({len(faults)} keys); "
+            f"give the network options it was trained with: {'; '.join(faults)}"
         )
-    model.load_state_dict(checkpoint.state_dict)
+    part.load_state_dict(checkpoint.state_dict)
 
 
 def misfits(module: nn.Module, state_dict: dict) -> list[str]:

@@ -69,7 +69,7 @@ def evaluate(
         on_batch: called with (batch, prediction, scores) of each batch.
     """
     model.eval()
-    device = model.smal.template.device
+    device = model.device
     parts = []
     for batch in tqdm(loader, desc="evaluate", leave=False):
         batch = to_device(batch, device)

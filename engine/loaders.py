@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 
 class EpochBatches(Sampler):
@@ -42,7 +43,7 @@ def _start_worker(_):
 
 
 def make_loader(
-    dataset: Dataset,
+    dataset,
     batch_size: int,
     num_workers: int,
     device: torch.device,
@@ -75,8 +76,10 @@ def make_loader(
 
 def set_epoch(loader: DataLoader, epoch: int) -> None:
     """Chooses the order and the random changes of an epoch."""
-    loader.batch_sampler.epoch = epoch
-    loader.dataset.set_epoch(epoch)
+    sampler: Any = loader.batch_sampler
+    dataset: Any = loader.dataset
+    sampler.epoch = epoch
+    dataset.set_epoch(epoch)
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -28,7 +28,7 @@ def train_epoch(
         InputError: the loss is not finite; the weights are not touched by it.
     """
     model, optimizer = state.model.train(), state.optimizer
-    device = model.smal.template.device
+    device = model.device
     sums: dict[str, float] = {}
     images = 0
     bar = tqdm(loader, desc=description, leave=False)

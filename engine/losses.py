@@ -1,5 +1,6 @@
-"""Training losses (paper, section 3.4): functions of predictions and labels, weighted by `Criterion`."""
+"""Training losses (paper, section 3.4): functions of predictions and labels, and their sum."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ class LossWeights:
 
 
 def keypoint_loss(predicted: torch.Tensor, labels: torch.Tensor, has_label=None) -> torch.Tensor:
-    """Mean over all B x K x 2 entries of (visible (predicted - labelled))^2; hidden ones count as 0.
+    """Mean over all B x K x 2 entries of (visible (predicted - labelled))^2; hidden ones are 0.
 
     Args:
         predicted: (B, K, 2) row, column in pixels of the crop.
@@ -88,7 +89,7 @@ def joint_limit_loss(pose: torch.Tensor, low: torch.Tensor, high: torch.Tensor) 
 
 
 def laplacian_loss(refined: torch.Tensor, coarse: torch.Tensor, laplacian) -> torch.Tensor:
-    """Mean over vertices of |L refined - L coarse|; both (B, V, 3), the coarse mesh is not moved."""
+    """Mean over vertices of |L refined - L coarse|; both (B, V, 3), coarse is not moved."""
     return laplacian(refined - coarse.detach()).norm(dim=-1).mean()
 
 
@@ -108,6 +109,10 @@ class Criterion(nn.Module):
         pose_prior: over the pose.
         renderer: backend of `render`.
     """
+
+    faces: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
 
     def __init__(
         self,
@@ -138,20 +143,22 @@ class Criterion(nn.Module):
         return keypoint_loss(estimate.keypoints_px, batch["keypoints"], batch["has_keypoints"])
 
     def _shape(self, out: Prediction) -> torch.Tensor:
-        if self.shape_prior.mean.shape[0] == out.betas.shape[1]:
-            return self.shape_prior(out.betas)
-        return self.shape_prior(torch.cat([out.betas, out.betas_logscale], 1))
+        values = out.betas
+        if self.shape_prior.mean.shape[0] > values.shape[1] and out.betas_logscale is not None:
+            values = torch.cat([values, out.betas_logscale], 1)
+        return self.shape_prior(values)
 
     def forward(self, out: Prediction, batch: dict) -> dict[str, torch.Tensor]:
         """Weighted terms by name; their sum is the loss. batch: samples of a data set, collated."""
-        compute = {
-            "kpts": lambda: self._keypoints(out.coarse, batch),
+        coarse, refined = out.coarse, out.finest
+        compute: dict[str, Callable] = {
+            "kpts": lambda: self._keypoints(coarse, batch),
             "betas_prior": lambda: self._shape(out),
             "pose_prior": lambda: self.pose_prior(out.pose),
             "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high),
-            "dice": lambda: self._silhouette(out.coarse, batch),
-            "kpts_refine": lambda: self._keypoints(out.refined, batch),
-            "dice_refine": lambda: self._silhouette(out.refined, batch),
-            "arap": lambda: laplacian_loss(out.refined.verts, out.coarse.verts, self.laplacian),
+            "dice": lambda: self._silhouette(coarse, batch),
+            "kpts_refine": lambda: self._keypoints(refined, batch),
+            "dice_refine": lambda: self._silhouette(refined, batch),
+            "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.terms.items()}

@@ -168,7 +168,8 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     _refiner(parser)
     _training(parser, epochs=250)
     loss = parser.add_argument_group("losses of stages 2 and 3").add_argument
-    shown, weight = "(default: %(default)s)", {"type": _number, "default": 0.0}
+    shown = "(default: %(default)s)"
+    weight: dict = {"type": _number, "default": 0.0}
     help_text = f"keypoints of the refined mesh {shown}"
     loss("--w_kpts_refine", type=_number, default=1.0, help=help_text)
     loss("--w_dice", **weight, help=f"silhouette of the coarse mesh {shown}")

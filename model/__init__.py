@@ -6,6 +6,8 @@ from .coarse_to_fine import CoarseToFine
 from .config import NetworkConfig, RefinerConfig
 from .outputs import Estimate, ImageFeatures, Prediction
 
+Networks = CoarseModel | CoarseToFine
+
 __all__ = [
     "BACKBONES",
     "CoarseModel",
@@ -13,6 +15,7 @@ __all__ = [
     "Estimate",
     "ImageFeatures",
     "NetworkConfig",
+    "Networks",
     "Prediction",
     "RefinerConfig",
     "build_backbone",

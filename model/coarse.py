@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL
 from util.errors import InputError
 
-from .backbone import build_backbone
+from .backbone import Backbone, build_backbone
 from .outputs import Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
@@ -21,7 +21,7 @@ GLOBAL_ROTATION = (-1.20919958, 1.20919958, 1.20919958)
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution of few places and many channels. On the CPU as one matrix product, which takes a third of the time."""
+    """A convolution of few places and many channels: on the CPU, one matrix product."""
 
     def forward(self, x):
         if x.device.type != "cpu":
@@ -38,7 +38,7 @@ class SmallMapConv2d(nn.Conv2d):
 class _Encoder(nn.Module):
     """Image to the code z (B, 100), the flattened last features, and the backbone's maps."""
 
-    def __init__(self, backbone: nn.Module, img_res: int):
+    def __init__(self, backbone: Backbone, img_res: int):
         super().__init__()
         self.resnet_conv = backbone  # the published name
         channels = backbone.channels[-1]
@@ -61,7 +61,9 @@ class _Encoder(nn.Module):
                 for n in sizes
             )
         )
-        for layer in (self.enc_conv1[0], self.enc_fc[0][0], self.enc_fc[1][0]):
+        blocks = (self.enc_conv1, *self.enc_fc)
+        layers: list = [block[0] for block in blocks]
+        for layer in layers:
             nn.init.normal_(layer.weight, 0, 0.02)
             nn.init.zeros_(layer.bias)
 
@@ -123,7 +125,7 @@ class CoarseModel(nn.Module):
     def __init__(
         self,
         smal: SMAL,
-        backbone: str | nn.Module = "resnet50",
+        backbone: str | Backbone = "resnet50",
         betas_scale: bool = False,
         shape_init: str = "smal",
         unity_mean=None,
@@ -154,6 +156,11 @@ class CoarseModel(nn.Module):
         offset = torch.zeros(3 * smal.num_joints)
         offset[:3] = torch.tensor(GLOBAL_ROTATION)
         self.register_buffer("pose_offset", offset, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the body and the weights are."""
+        return self.smal.template.device
 
     def use_bf16(self) -> None:
         """Convolutions in bfloat16 where gradients are taken; evaluation stays in float32."""

@@ -6,6 +6,7 @@ from torch import nn
 from smal_model import SMAL, MeshHierarchy
 from util.errors import InputError
 
+from .backbone import Backbone
 from .coarse import CoarseModel
 from .outputs import Estimate, Prediction
 from .refiner import Refiner
@@ -14,15 +15,15 @@ from .refiner import Refiner
 class CoarseToFine(nn.Module):
     """Images to coarse and refined meshes (Li and Lee, NeurIPS 2021).
 
-    The weights are `meshnet` (CoarseModel) and `graphnet` (Refiner); body and hierarchy are constants
-    that move along with the module but are not in its state dict.
+    The weights are `meshnet` (CoarseModel) and `graphnet` (Refiner); body and hierarchy are
+    constants that move along with the module but are not in its state dict.
 
     Args:
         smal: the body.
         hierarchy: of the body's mesh.
         backbone: a name of model.backbone, or the module.
         backbone_weights: a state dict for the backbone, or None.
-        local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; num_layers None: all levels.
+        local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; None: all levels.
         betas_scale, shape_init, unity_mean, img_res: see CoarseModel.
 
     Raises:
@@ -33,7 +34,7 @@ class CoarseToFine(nn.Module):
         self,
         smal: SMAL,
         hierarchy: MeshHierarchy,
-        backbone: str | nn.Module = "resnet50",
+        backbone: str | Backbone = "resnet50",
         backbone_weights: dict | None = None,
         local_feat: bool = True,
         num_channels: int = 256,
@@ -60,6 +61,11 @@ class CoarseToFine(nn.Module):
         )
         self.coarse_frozen = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the body and the weights are."""
+        return self.smal.template.device
+
     def freeze_coarse(self) -> None:
         """Stops `meshnet` from learning, its batch-norm statistics included."""
         self.coarse_frozen = True
@@ -70,7 +76,7 @@ class CoarseToFine(nn.Module):
         self.meshnet.freeze_batch_norm()
 
     def use_bf16(self) -> None:
-        """Both networks, not the body, in bfloat16 where gradients are taken; evaluation stays in float32."""
+        """Both networks in bfloat16 where gradients are taken; evaluation stays in float32."""
         self.meshnet.use_bf16()
         self.graphnet.bf16 = True
 

@@ -44,7 +44,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict, refined: bool) -> "NetworkConfig":
-        """The configuration of a flat dict; what it lacks takes its default. `refined`: with a refiner."""
+        """Of a flat dict; what it lacks takes its default. `refined`: with a refiner."""
         own, refiner = network_options(False), network_options(True)
         values = {name: values[name] for name in refiner if name in values}
         part = (

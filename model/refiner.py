@@ -15,10 +15,10 @@ from .outputs import ImageFeatures
 
 
 def _axis_weights(position, size: int, fine_size: int):
-    """Weights of `size` pixels of an axis in what is read at `position` after bilinear up-sampling to `fine_size` pixels.
+    """Weights (B, N, size) of an axis' pixels, read at `position` after bilinear up-sampling.
 
-    position (B, N) in [-1, 1] from the first pixel's outer edge to the last one's (align_corners False), zero outside.
-    Returns (B, N, size).
+    position (B, N) in [-1, 1] from the first pixel's outer edge to the last one's (align_corners
+    False), zero outside; fine_size: pixels after up-sampling.
     """
     identity = torch.eye(size, dtype=position.dtype, device=position.device)
     up = F.interpolate(identity[None], fine_size, mode="linear", align_corners=False)[
@@ -34,10 +34,10 @@ def _axis_weights(position, size: int, fine_size: int):
 
 
 class Refiner(nn.Module):
-    """The mesh-refinement network `graphnet`, which gives offsets `del_v` (B, V, 3) in the rest pose.
+    """The mesh-refinement network `graphnet`: offsets `del_v` (B, V, 3) in the rest pose.
 
     Args:
-        hierarchy: of the body's mesh; the network works on levels num_downsampling ... num_levels - 1.
+        hierarchy: of the body's mesh; levels num_downsampling to num_levels - 1 are used.
         feature_channels: of the backbone's maps; the pooled feature has the last one's.
         local_feat: sample the maps at the vertices.
         num_channels: width, a multiple of 16.
@@ -87,13 +87,13 @@ class Refiner(nn.Module):
         )
 
     def _lift(self, verts, positions, features: ImageFeatures):
-        """`lin1` on [xyz, pooled feature, local features], without ever forming that array: (B, V', 2c).
+        """`lin1` on [xyz, pooled feature, local features], without forming that array: (B, V', 2c).
 
-        The paper up-samples all maps to the finest one's size, samples every channel at every vertex
-        and multiplies. Each step is linear, so they are taken in the cheapest order: the columns of the
-        pooled feature once per image instead of once per vertex; a map's columns before or after
-        sampling, whichever is less arithmetic; up-sampling and sampling as one small product per map.
-        positions (B, V', 2) x right, y down, detached.
+        The paper up-samples all maps to the finest one's size, samples every channel at every
+        vertex and multiplies. Each step is linear, so they are taken in the cheapest order: the
+        columns of the pooled feature once per image instead of once per vertex; a map's columns
+        before or after sampling, whichever is less arithmetic; up-sampling and sampling as one
+        small product per map. positions (B, V', 2) x right, y down, detached.
         """
         columns = [3, self.feature_channels[-1]] + (
             self.feature_channels if self.local_feat else []

@@ -1,4 +1,4 @@
-"""Images of results: a mesh over its photograph, keypoints, silhouettes, and strips of them side by side.
+"""Images of results: a mesh over its photograph, keypoints, silhouettes, strips of them.
 
 An image is (H, W, 3) uint8, red green blue. Other inputs may be arrays or tensors on any device.
 """
@@ -62,7 +62,7 @@ def overlay(image: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
 
 
 def draw_keypoints(image: np.ndarray, predicted, keypoints) -> np.ndarray:
-    """An image with visible labels as green rings, predictions as pink dots, a line between each pair.
+    """An image with visible labels as green rings, predictions as pink dots, and lines between.
 
     Args:
         image: below; not changed.
@@ -122,7 +122,7 @@ def side_view(verts: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
         scale: (B, 1) of the camera.
 
     Returns:
-        In the image plane, made smaller where it would not fit, and in camera space, (B, V, 3) each.
+        In the image plane, smaller where it would not fit, and in camera space, (B, V, 3) each.
     """
     low, high = verts.amin(1, keepdim=True), verts.amax(1, keepdim=True)  # (B, 1, 3)
     middle = (low + high) / 2
@@ -134,10 +134,10 @@ def side_view(verts: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
     return torch.cat([plane[..., :2] * zoom, plane[..., 2:]], -1), turned
 
 
-def add_caption(image: np.ndarray, title: str, legend: Words = ()) -> np.ndarray:
+def add_caption(image: np.ndarray, title: str, legend: Words | None = None) -> np.ndarray:
     """The image under a white band with a title and, below it, a line of coloured words."""
     band = np.full((CAPTION_HEIGHT, image.shape[1], 3), 255, np.uint8)
-    for line, words in enumerate([[(title, INK)], legend]):
+    for line, words in enumerate([[(title, INK)], legend or []]):
         x = 4
         for text, color in words:
             font = cv2.FONT_HERSHEY_SIMPLEX, 0.42
@@ -247,7 +247,7 @@ class Preview:
 
     def __init__(self, model, dataset, renderer: str = "auto"):
         self.model, self.renderer = model, renderer
-        device = model.smal.template.device
+        device = model.device
         batch = default_collate([dataset[i] for i in range(min(NUM_PREVIEWS, len(dataset)))])
         self.batch = {
             k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
@@ -279,20 +279,20 @@ def save_results(
         faces: (F, 3).
         backend: of `render`.
     """
-    arrays = {}
+    values: dict = {}
     for name, estimate in out.estimates.items():
         suffix = "" if name == "coarse" else f"_{name}"
-        values = scores.meshes[name].columns()
-        arrays |= {
+        columns = scores.meshes[name].columns()
+        values |= {
             f"verts{suffix}": estimate.verts,
             f"joints{suffix}": estimate.joints,
             f"keypoints{suffix}_row_col": estimate.keypoints_px,
-            **{k + suffix: v for k, v in values.items() if not k.startswith("pck_")},
+            **{k + suffix: v for k, v in columns.items() if not k.startswith("pck_")},
         }
-    arrays |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "scale": out.coarse.scale}
+    values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "scale": out.coarse.scale}
     if out.betas_logscale is not None:
-        arrays["betas_logscale"] = out.betas_logscale
-    arrays = {key: _array(value) for key, value in arrays.items()}
+        values["betas_logscale"] = out.betas_logscale
+    arrays: dict = {key: _array(value) for key, value in values.items()}
     strips = batch_strips(batch, out, faces, scores, backend)
     for i, (name, image) in enumerate(zip(batch["name"], strips, strict=True)):
         write_png(folder / f"{name}.png", image)

@@ -18,7 +18,7 @@ _LABELS = {
 
 
 def summarize(scores: Scores) -> dict:
-    """Means over the images by name (`pck`, `iou_refined`, ...), groups under `pck_by_group` and `pck_refined_by_group`."""
+    """Means over the images by name; keypoint groups under `pck[_refined]_by_group`."""
     report: dict = {"num_images": len(scores.names)}
     for mesh, means in scores.means().items():
         suffix = "" if mesh == "coarse" else f"_{mesh}"
@@ -49,7 +49,7 @@ def format_report(report: dict) -> str:
 
 
 def write_report(folder: Path, report: dict, scores: Scores) -> None:
-    """Writes `<dataset>_report.json` and `.txt`, and `per_image.csv` with a row an image; empty: no label."""
+    """Writes `<dataset>_report.json` and `.txt`, and `per_image.csv` (empty: no label)."""
     write_json(folder / f"{report['dataset']}_report.json", report)
     write_text(folder / f"{report['dataset']}_report.txt", format_report(report) + "\n")
     columns = scores.columns()

@@ -1,4 +1,4 @@
-"""Faults of the user, apart from faults of ours: one line for the first, a traceback for the second."""
+"""Faults of the user, apart from faults of ours: one line, or a traceback."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Images as arrays and as network inputs. An image is (H, W, 3), red green blue; uint8 unless said otherwise."""
+"""Images as arrays and as network inputs; an image is (H, W, 3) uint8, red green blue."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def normalize(image: np.ndarray) -> torch.Tensor:
-    """An image (S, S, 3) in [0, 1] as the networks' input: (3, S, S) float32, ImageNet-normalised."""
+    """An image (S, S, 3) in [0, 1] as network input: (3, S, S) float32, ImageNet-normalised."""
     values = ((image - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 

@@ -44,7 +44,7 @@ class MeshScores:
 
 @dataclass
 class Scores:
-    """Names of the images, and the scores of the meshes `coarse` and, where there is one, `refined`."""
+    """Names of the images, and scores of the meshes `coarse` and, where there is one, `refined`."""
 
     names: list[str] = field(default_factory=list)
     meshes: dict[str, MeshScores] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Scores:
         return cls(names, {m: MeshScores.joined([p.meshes[m] for p in parts]) for m in first})
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All scores in one dict: `pck`, `pck_legs`, ..., then `pck_refined`, `pck_refined_legs`, ..."""
+        """All in one dict: `pck`, `pck_legs`, ..., then `pck_refined`, `pck_refined_legs`, ..."""
         out = {}
         for mesh, scores in self.meshes.items():
             suffix = "" if mesh == "coarse" else f"_{mesh}"
