@@ -1,4 +1,4 @@
-"""Where the tests find their data: recorded arrays in tests/data or in a `shared` folder beside the repository."""
+"""Where the tests find their data: recorded arrays in tests/data or in a folder `shared`."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def _shared_folder() -> Path | None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with recorded arrays and sample files; tests that need it skip where it is missing."""
+    """The folder of recorded arrays and sample files; tests that need it skip without it."""
     folder = _shared_folder()
     if folder is None:
         pytest.skip(
@@ -27,7 +27,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_body(tmp_path_factory) -> Path:
-    """A data folder with the synthetic body, its priors and its mesh hierarchy; other sizes than SMAL's."""
+    """A data folder with the synthetic body, priors and mesh hierarchy; other sizes than SMAL's."""
     from synthetic.body import write_body
 
     folder = tmp_path_factory.mktemp("body")
@@ -37,7 +37,7 @@ def synthetic_body(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden():
-    """golden(name) reads `<name>.npz` as a dict of arrays, from tests/data or from the shared folder."""
+    """golden(name) reads `<name>.npz` from tests/data or the shared folder as a dict."""
 
     def read(name: str) -> dict:
         folder = _shared_folder()
@@ -68,7 +68,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def runs(data, tmp_path_factory):
-    """The three stages, two epochs each, with the options of the README's commands. 18 training images: batches of 8, 8 and 2."""
+    """The three stages with the README's options; 18 training images: batches of 8, 8 and 2."""
     import main
     import main_meshgraph
     from tests.commands import SMALL
@@ -103,7 +103,8 @@ def runs(data, tmp_path_factory):
             "--batch_size",
             "8",
         ]
-        + "--w_arap 10000 --w_dice 1000 --w_dice_refine 100 --w_pose_limit_prior 5000 --gpu_ids 0".split()
+        + "--w_arap 10000 --w_dice 1000 --w_dice_refine 100 --gpu_ids 0".split()
+        + ["--w_pose_limit_prior", "5000"]
         + ["--resume", str(out / "stage2" / "checkpoint.pth.tar")]
     )
     return out

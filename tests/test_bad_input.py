@@ -41,7 +41,7 @@ def test_bad_input_ends_the_process_without_a_traceback(tmp_path):
 def test_missing_body(tmp_path, capsys):
     fails(
         capsys,
-        ["main.py", "--data_dir", str(tmp_path), "--backbone_weights", "none", "--output_dir", str(tmp_path / "out")],
+        ["main.py", "--data_dir", str(tmp_path), *SMALL, "--output_dir", str(tmp_path / "out")],
         "my_smpl_00781_4_all.pkl", "smal.is.tue.mpg.de", "python -m synthetic",
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
@@ -53,7 +53,8 @@ def test_body_that_runs_a_program(data, tmp_path, capsys, monkeypatch):
     (tmp_path / "smal" / "symIdx.pkl").write_bytes(pickle.dumps({"symIdx": _Evil()}, protocol=2))
     fails(
         capsys,
-        ["main.py", "--data_dir", str(data), "--param_dir", str(tmp_path), *SMALL, "--output_dir", str(tmp_path / "out")],
+        ["main.py", "--data_dir", str(data), "--param_dir", str(tmp_path), *SMALL]
+        + ["--output_dir", str(tmp_path / "out")],
         "symIdx.pkl was not read", "system",
     )  # fmt: skip
     assert not (tmp_path / "pwned").exists()

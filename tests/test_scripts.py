@@ -41,7 +41,8 @@ def test_tensorboard_has_each_term_and_pictures(runs):
 
     events = EventAccumulator(str(runs / "stage3"))
     events.Reload()
-    terms = "kpts betas_prior pose_prior kpts_refine dice dice_refine pose_limit_prior arap loss".split()
+    terms = "kpts betas_prior pose_prior kpts_refine dice dice_refine pose_limit_prior arap loss"
+    terms = terms.split()
     assert {f"train/{t}" for t in terms} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["val"]
 
@@ -101,7 +102,8 @@ def test_evaluation_writes_what_it_says(runs, data, tmp_path, capsys):
     for row in rows:
         assert (tmp_path / f"{row['name']}.png").stat().st_size > 1000
         with np.load(tmp_path / f"{row['name']}.npz") as arrays:
-            expected = "verts verts_refined joints joints_refined keypoints_row_col keypoints_refined_row_col pose betas trans scale"
+            expected = "verts verts_refined joints joints_refined keypoints_row_col"
+            expected += " keypoints_refined_row_col pose betas trans scale"
             assert set(expected.split() + ["pck", "pck_refined", "iou", "iou_refined"]) <= set(
                 arrays
             )
@@ -140,7 +142,7 @@ def test_evaluation_in_one_batch_or_several_gives_the_same(runs, data, tmp_path)
 
 
 def test_continued_run_equals_an_uninterrupted_one(runs, data, tmp_path):
-    """Two epochs at once, against one epoch, a stop, and one more: the same weights to the last bit."""
+    """Two epochs at once, against one, a stop, and one more: the same weights to the last bit."""
     common = ["--data_dir", str(data), *SMALL, "--batch_size", "8"]
     main.main([*common, "--nEpochs", "1", "--output_dir", str(tmp_path)])
     common = [
@@ -166,7 +168,7 @@ def test_continued_run_equals_an_uninterrupted_one(runs, data, tmp_path):
 
 
 def test_run_continued_elsewhere_leaves_that_folder_s_run(runs, data, tmp_path):
-    """--resume of one folder with --output_dir of another: what the other held is moved aside, and its best is chosen anew."""
+    """--resume of one folder with --output_dir of another: what that held is moved aside."""
     shutil.copytree(runs / "stage1", tmp_path / "run")
     (tmp_path / "run" / "log.txt").write_text("another run")
     arguments = [
@@ -308,7 +310,7 @@ def test_training_set_without_validation_split(data, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "StanfordExtra_v12" / "val_stanford_StanfordExtra_v12.npy").unlink()
-    # 18 images, 2 of them validate, 16 are left: batches of 15 and one left over, which joins the batch before.
+    # 18 images, 2 validate, 16 are left: a batch of 15, and one left over, which joins it.
     main.main(
         [
             "--data_dir",
@@ -326,7 +328,7 @@ def test_training_set_without_validation_split(data, tmp_path, capsys):
 
 
 def test_published_layout_goes_through_evaluation(shared, tmp_path):
-    """Random weights under the published keys, with the published prefix, NumPy scalars and old file format."""
+    """Random weights under the published keys and prefix, NumPy scalars, old file format."""
     layout = json.loads((shared / "golden" / "state_dict_keys.json").read_text())["local_feat"]
     generator = torch.Generator().manual_seed(0)
     state = {
@@ -366,10 +368,10 @@ def test_published_layout_goes_through_evaluation(shared, tmp_path):
 
 
 def test_evaluation_matches_the_recorded_run(shared, golden, tmp_path):
-    """Four photographs through data set, networks, body, camera and metrics, with the recorded weights."""
+    """Four photographs through the whole, with the recorded weights."""
     from model import CoarseToFine
     from smal_model import SMAL, MeshHierarchy
-    from tests.test_model import recorded_weights
+    from tests.model.test_model import recorded_weights
 
     folder = shared / "samples"
     model = CoarseToFine(

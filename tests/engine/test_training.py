@@ -1,4 +1,4 @@
-"""From options to what is learnt: which weight acts on which term, what each switch does, what a run folder keeps."""
+"""From options to learning: which weight acts on which term, what each switch does, run folders."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def _epochs(folder):
     ]
 
 
-# ---- losses ------------------------------------------------------------------------------------------------------
+# ---- losses
 
 
 WEIGHTS = {
@@ -162,12 +162,12 @@ def test_a_term_without_weight_is_left_out():
     assert set(weights.terms) == {"kpts", "betas_prior", "kpts_refine"}
 
 
-# ---- switches ----------------------------------------------------------------------------------------------------
+# ---- switches
 
 
 @pytest.mark.parametrize("name", ["model_best.pth.tar", "checkpoint.pth.tar"])
 def test_learning_rate_0_teaches_nothing(data, start, tmp_path, name):
-    """In a new run from the best epoch's weights, and in a run that goes on with its optimiser: batch norm alone moves."""
+    """From the best epoch's weights, and resumed with its optimiser: batch norm alone moves."""
     _stage1(
         data,
         tmp_path,
@@ -271,7 +271,7 @@ def test_short_epochs_share_validation_by_count(data, tmp_path, monkeypatch):
         ] == validated
 
 
-# ---- run folders -------------------------------------------------------------------------------------------------
+# ---- run folders
 
 
 def _losses_seen(folder):
@@ -282,7 +282,7 @@ def _losses_seen(folder):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(data, tmp_path, monkeypatch):
-    """Two epochs share a checkpoint; stopped in the fourth, so that the third is lost and done again, against uninterrupted."""
+    """Two epochs share a checkpoint; stopped in the fourth, so that the third is done again."""
     monkeypatch.setattr(engine, "VALIDATION_STEPS", 3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _stage1(data, whole, "--nEpochs", "4")

@@ -1,4 +1,4 @@
-"""The networks against recorded outputs, the published layout of weights, and slow twins of the fast layers."""
+"""The networks against recorded outputs, the published weights' layout, and slow twins."""
 
 import json
 from zlib import crc32
@@ -24,7 +24,7 @@ VARIANTS = {
 
 
 def recorded_weights(model) -> dict:
-    """The weights with which the recorded outputs were made: drawn per key, by the CRC of its name."""
+    """The weights of the recorded outputs: drawn per key, by the CRC of its name."""
     weights = {}
     for key, value in model.state_dict().items():
         rng, last, shape = (
@@ -101,7 +101,7 @@ def test_outputs_match_recorded(variant, golden, mode):
 
 
 def _slow_lift(refiner, verts, positions, features):
-    """`lin1` as the paper describes it: up-sample every map, sample every channel at every vertex, concatenate, multiply."""
+    """`lin1` as in the paper: up-sample maps, sample all channels at all vertices, multiply."""
     size = features.maps[0].shape[-2:]
     maps = torch.cat(
         [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in features.maps], 1
@@ -158,7 +158,7 @@ def test_fast_feature_lift_equals_sampling_every_channel(body):
 
 
 def test_refiner_does_not_train_the_image_network(body):
-    """Gradients of del_v reach the coarse network through the vertex positions alone, not through the features."""
+    """Gradients of del_v reach the coarse network through the vertex positions alone."""
     smal, hierarchy, _ = body
     model = CoarseToFine(smal, hierarchy, backbone="resnet18").train()
     coarse = model.meshnet(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))

@@ -35,7 +35,7 @@ def near(color, pixel) -> bool:
 
 
 def make_body() -> tuple[torch.Tensor, torch.Tensor]:
-    """A closed box, thin in depth, higher than wide: verts (8, 3) in camera space and faces (12, 3)."""
+    """A closed box, thin in depth, higher than wide: verts (8, 3) and faces (12, 3)."""
     corners = torch.tensor(
         [[x, y, z] for x in (-0.2, 0.2) for y in (-0.4, 0.4) for z in (0.9, 1.1)]
     )
@@ -159,7 +159,7 @@ def test_a_strip_shows_all_that_was_asked_for():
 
 
 def test_the_turned_mesh_is_seen_from_its_side_alone_on_white():
-    """Thin in depth and wide in x: from the side it is narrower by the ratio of the two, as high, and in the middle."""
+    """From the side it is narrower by the ratio of depth to width, as high, and in the middle."""
     row = make_strip()
     front = (tile(row, 4) != GREY).any(-1)
     side = (tile(row, 7) != 255).any(-1)
