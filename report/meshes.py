@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 import trimesh
 from PIL import Image
@@ -25,7 +26,7 @@ from model.outputs import Estimate
 from render import rasterize
 from render.shading import CLAY, shade
 from smal_model.joints import KEYPOINT_JOINTS, NAMES
-from smal_model.mesh import vertex_normals
+from smal_model.mesh import adjacency, vertex_normals
 from util.camera import CROP, DISTANCE, FOCAL
 from util.files import atomic_write, write_json
 
@@ -289,15 +290,19 @@ def vertex_colors(
     seen *= (plane[:, 2] - front < 0.03 * (verts.amax(0) - verts.amin(0)).max()) | (front < 0)
     seen *= (plane[:, :2].abs() <= 1).all(1)
     facing = vertex_normals(verts[None], faces)[0, :, 2].abs()
-    weight = (seen * ((facing - 0.1) / 0.35).clamp(0, 1))[:, None]  # (V, 1)
-    pixel = (
-        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(plane) / 255
-    )  # (3, H, W)
-    place = (plane[:, :2] * plane.new_tensor([1, -1]))[None, None]  # (1, 1, V, 2)
-    found = grid_sample(pixel[None], place, padding_mode="border", align_corners=False)[
-        0, :, 0
-    ].T  # (V, 3)
-    return (weight * found + (1 - weight) * plane.new_tensor(neutral)).cpu().numpy()
+    weight = (seen * ((facing - 0.1) / 0.35).clamp(0, 1))[:, None].cpu().numpy()  # (V, 1)
+    pixel = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(plane) / 255
+    spot = (plane[:, :2] * plane.new_tensor([1, -1]))[None, None]  # (1, 1, V, 2)
+    found = grid_sample(pixel[None], spot, padding_mode="border", align_corners=False)
+    sampled = found[0, :, 0].T.cpu().numpy()  # (V, 3)
+    # What is seen runs a little way, fading, over its neighbours.
+    means = adjacency(faces.cpu(), len(verts)) + scipy.sparse.identity(len(verts))
+    means = scipy.sparse.diags(1 / np.asarray(means.sum(1)).ravel()) @ means
+    spread = means @ (means @ (means @ np.hstack([weight * sampled, weight])))  # (V, 4)
+    run = spread[:, :3] / np.maximum(spread[:, 3:], 1e-6)
+    colors = weight * sampled + (1 - weight) * run
+    weight = np.maximum(weight, spread[:, 3:])
+    return (weight * colors + (1 - weight) * np.asarray(neutral)).astype(np.float32)
 
 
 @torch.no_grad()
