@@ -181,31 +181,27 @@ def write_estimate(
         folder: made where it is missing.
         stem: file name without its ending.
         estimates: by name (`coarse`, `refined`), batches of one.
-        parameters: arrays by name (pose, betas, ...), batches of one; None is left out.
+        parameters: arrays by name (pose, betas, scale, ...), batches of one; None is left out.
         faces: (F, 3).
         photograph: the photograph and the crop's place in it.
         image: (H, W, 3) uint8, the upright photograph, colours the vertices; None: no colours.
     """
     given = {name: _array(value)[0] for name, value in parameters.items() if value is not None}
-    scales = {float(estimate.scale) for estimate in estimates.values()}
-    if len(scales) != 1:
-        raise ValueError(f"estimates must share one camera, found the scales {sorted(scales)}")
     width, height = photograph.width, photograph.height
-    k = camera_in_photograph(scales.pop(), photograph.center, photograph.side)
     arrays: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
-        "K": k,
-        "world_to_camera": WORLD_TO_CAMERA,
         "image_size": [width, height],
         "crop_center": photograph.center,
         "crop_side": photograph.side,
+        "world_to_camera": WORLD_TO_CAMERA,
         "keypoint_names": KEYPOINT_NAMES,
         **given,
     }
     meshes = {}
     for name, estimate in estimates.items():
         verts, turned = mesh_in_file_axes(estimate.verts[0], faces)
+        k = camera_in_photograph(float(estimate.scale), photograph.center, photograph.side)
         colors = None
         if image is not None:
             plane = _plane(verts, k, width, height)
@@ -214,13 +210,14 @@ def write_estimate(
         found = pixels(joints, k)[:, :2]  # (J + 6, 2)
         known = len(joints) == len(JOINT_NAMES)
         names = JOINT_NAMES if known else tuple(f"joint_{j}" for j in range(len(joints)))
-        arrays |= {f"verts_{name}": verts, f"joints_3d_{name}": joints, f"joints_2d_{name}": found}
-        arrays |= {"faces": turned, "joint_names": names}
+        arrays |= {f"verts_{name}": verts, f"K_{name}": k, "faces": turned, "joint_names": names}
+        arrays |= {f"joints_3d_{name}": joints, f"joints_2d_{name}": found}
         chosen = list(KEYPOINT_JOINTS)
         meshes[name] = {
             "files": write_meshes(folder, f"{stem}_{name}", estimate.verts[0], faces, colors),
             "num_vertices": len(verts),
             "num_faces": len(turned),
+            "K": k.tolist(),
             "joints_3d": _named(names, joints),
             "joints_2d": _named(names, found),
             "keypoints_3d": _named(KEYPOINT_NAMES, joints[chosen]),
@@ -233,7 +230,7 @@ def write_estimate(
         "unit": "SMAL body unit, not metres",
         "image": {"file": photograph.name, "width": width, "height": height},
         "crop": {"center": list(photograph.center), "side": photograph.side},
-        "camera": {"K": k.tolist(), "world_to_camera": WORLD_TO_CAMERA.tolist()},
+        "world_to_camera": WORLD_TO_CAMERA.tolist(),
         "parameters": {name: value.tolist() for name, value in given.items()},
         "meshes": meshes,
     }
