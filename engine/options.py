@@ -40,6 +40,17 @@ def _number(text) -> float:
     return value
 
 
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        box = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not min(box[2:]) >= 2:
+        expected = "expected x,y,width,height in pixels of the photograph"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return box
+
+
 def _gpu_ids(text: str) -> int:
     try:
         ids = [int(part) for part in text.split(",")]
@@ -196,6 +207,40 @@ def eval_parser() -> argparse.ArgumentParser:
     _priors(unused)
     unused("--load_optimizer", action="store_true")
     unused("--lr", type=float, default=1e-4)
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """Options of demo.py."""
+    parser = argparse.ArgumentParser(
+        description="Meshes of the animals in photographs, folders of them, or videos.",
+        allow_abbrev=False,
+    )
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of any stage")
+    add(
+        "--output_dir",
+        type=Path,
+        default=Path("./logs/demo"),
+        help=f"folder of the results {shown}",
+    )
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
+    add(
+        "--param_dir",
+        type=Path,
+        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
+    )
+    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
+    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
+    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
+    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
+    add("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
+    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    add("--seed", type=_count, default=0, help=f"random seed {shown}")
     return parser
 
 
