@@ -50,7 +50,10 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
             ):
                 errors[name] = array(metrics.aligned_error(found, true) / body_length)
         groups = {group: pck(group) for group in metrics.GROUPS}
-        return MeshScores(pck(), groups, array(overlap, has_mask), **errors)
+        distance = (estimate.keypoints_px - batch["keypoints"][..., :2]).norm(dim=-1)  # (B, K)
+        labelled = (batch["keypoints"][..., 2] > 0) & has_keypoints[:, None]
+        relative = array(distance / area.sqrt()[:, None], labelled)
+        return MeshScores(pck(), groups, array(overlap, has_mask), relative, **errors)
 
     meshes = {name: score_mesh(estimate) for name, estimate in out.estimates.items()}
     return Scores(list(batch["name"]), meshes)

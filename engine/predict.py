@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import default_collate
 
 from datasets.transforms import make_crop
-from model import Networks, Prediction
+from model import CoarseToFine, Networks, Prediction
 from smal_model.joints import NUM_KEYPOINTS
 
 from .detect import Animal
@@ -47,8 +47,8 @@ class Predictor:
     @property
     def img_res(self) -> int:
         """Side of the network's input, pixels."""
-        part = getattr(self.model, "meshnet", self.model)
-        return part.img_res
+        model = self.model
+        return model.meshnet.img_res if isinstance(model, CoarseToFine) else model.img_res
 
     def __call__(self, samples: list[dict]) -> tuple[dict, Prediction]:
         """The batch of these samples, on the model's device, and the prediction."""

@@ -3,8 +3,6 @@
 An image is (H, W, 3) uint8, red green blue. Other inputs may be arrays or tensors on any device.
 """
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
@@ -15,8 +13,7 @@ from model.outputs import Estimate, Prediction
 from render.shading import shade
 from smal_model.mesh import vertex_normals
 from util.camera import CROP, project
-from util.files import atomic_write
-from util.images import check_image, to_image, write_png
+from util.images import check_image, to_image
 from util.scores import Scores
 
 LABEL = (20, 150, 60)  # green
@@ -39,7 +36,8 @@ LABELS = ("image", "mask", "has_mask", "border_mask", "keypoints", "has_keypoint
 Words = list[tuple[str, tuple[int, int, int]]]  # pieces of a line of text with their colours
 
 
-def _array(values) -> np.ndarray:
+def array_of(values) -> np.ndarray:
+    """An array, or a tensor on any device, as an array."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
@@ -53,7 +51,7 @@ def overlay(image: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
         opacity: of the mesh.
     """
     check_image(image)
-    rgb, alpha = _array(rgb), _array(alpha)
+    rgb, alpha = array_of(rgb), array_of(alpha)
     if rgb.shape != image.shape or alpha.shape != image.shape[:2]:
         raise ValueError(
             f"rgb {rgb.shape} and alpha {alpha.shape} do not fit an image of {image.shape}"
@@ -72,11 +70,11 @@ def draw_keypoints(image: np.ndarray, predicted, keypoints=None) -> np.ndarray:
         keypoints: (K, 3), row, column, visible; None: no labels, all predictions.
     """
     check_image(image)
-    predicted = _array(predicted).astype(float)
+    predicted = array_of(predicted).astype(float)
     if keypoints is None:
         labels = np.full((len(predicted), 3), np.nan)
     else:
-        labels = _array(keypoints).astype(float)
+        labels = array_of(keypoints).astype(float)
     if labels.shape[1:] != (3,) or predicted.ndim != 2 or len(predicted) < len(labels):
         shapes = f"predicted {predicted.shape} and keypoints {labels.shape}"
         raise ValueError(f"{shapes}, expected (K or more, 2) and (K, 3)")
@@ -110,7 +108,7 @@ def silhouette_comparison(silhouette, mask, border_mask=None) -> np.ndarray:
         silhouette, mask: (H, W) in [0, 1].
         border_mask: (H, W), 0 outside the photograph, where nothing is known: light grey.
     """
-    silhouette, mask = _array(silhouette).astype(float), _array(mask).astype(float)
+    silhouette, mask = array_of(silhouette).astype(float), array_of(mask).astype(float)
     if silhouette.ndim != 2 or silhouette.shape != mask.shape:
         shapes = f"silhouette {silhouette.shape} and mask {mask.shape}"
         raise ValueError(f"{shapes}, expected the same shape (H, W)")
@@ -118,7 +116,7 @@ def silhouette_comparison(silhouette, mask, border_mask=None) -> np.ndarray:
     alone = s * (1 - g) * TOO_MUCH + (1 - s) * g * MISSING
     out = s * g * BOTH + alone + (1 - s) * (1 - g) * np.array(WHITE)
     if border_mask is not None:
-        outside = _array(border_mask) == 0
+        outside = array_of(border_mask) == 0
         out[outside] = np.asarray(UNKNOWN) - 45 * s[outside]
     return np.round(out).astype(np.uint8)
 
@@ -302,42 +300,3 @@ class Preview:
         out = self.model.eval()(self.batch["image"])
         faces = self.model.smal.faces
         return image_grid(batch_strips(self.batch, out, faces, backend=self.renderer))
-
-
-def save_results(
-    folder: Path,
-    batch: dict,
-    out: Prediction,
-    scores: Scores,
-    faces: torch.Tensor,
-    backend: str = "auto",
-) -> None:
-    """Writes for each image of a batch its strip, `<name>.png`, and its arrays, `<name>.npz`.
-
-    Args:
-        folder: of the results.
-        batch: samples of a data set, collated.
-        out: of the networks or of a fit.
-        scores: of the batch.
-        faces: (F, 3).
-        backend: of `render`.
-    """
-    values: dict = {}
-    for name, estimate in out.estimates.items():
-        suffix = "" if name == "coarse" else f"_{name}"
-        columns = scores.meshes[name].columns()
-        values |= {
-            f"verts{suffix}": estimate.verts,
-            f"joints{suffix}": estimate.joints,
-            f"keypoints{suffix}_row_col": estimate.keypoints_px,
-            **{k + suffix: v for k, v in columns.items() if not k.startswith("pck_")},
-        }
-    values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "scale": out.coarse.scale}
-    if out.betas_logscale is not None:
-        values["betas_logscale"] = out.betas_logscale
-    arrays: dict = {key: _array(value) for key, value in values.items()}
-    strips = batch_strips(batch, out, faces, scores, backend)
-    for i, (name, image) in enumerate(zip(batch["name"], strips, strict=True)):
-        write_png(folder / f"{name}.png", image)
-        with atomic_write(folder / f"{name}.npz") as temporary:
-            np.savez(temporary, **{key: value[i] for key, value in arrays.items()})

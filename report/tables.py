@@ -5,15 +5,22 @@ import io
 import math
 from pathlib import Path
 
+from smal_model.joints import KEYPOINT_NAMES
 from util.files import write_json, write_text
 from util.metrics import GROUPS
-from util.scores import Scores
+from util.scores import Scores, interval, nanmean, pck_area, pck_at
 
+THRESHOLDS = (0.05, 0.10, 0.15)  # of PCK, fractions of the mask's side
 _LABELS = {
     "pck": "PCK@0.15 (%)",
     "iou": "IoU (%)",
     "pa_mpvpe": "PA-MPVPE (% of body length)",
     "pa_mpjpe": "PA-MPJPE (% of body length)",
+}
+_MORE_LABELS = {
+    "pck_05": "PCK@0.05 (%)",
+    "pck_10": "PCK@0.10 (%)",
+    "pck_auc": "PCK, area under the curve to 0.15 (%)",
 }
 
 
@@ -25,7 +32,53 @@ def summarize(scores: Scores) -> dict:
         groups = {name: means.pop(f"pck_{name}") for name in GROUPS}
         report |= {name + suffix: value for name, value in means.items()}
         report[f"pck{suffix}_by_group"] = groups
+    rows = _rows(scores)
+    report["intervals"] = {
+        mesh: {k: interval(v) for k, v in row.items()} for mesh, row in rows.items()
+    }
+    for mesh, mesh_scores in scores.meshes.items():
+        suffix = "" if mesh == "coarse" else f"_{mesh}"
+        kinds = {k: v for k, v in rows[mesh].items() if k not in mesh_scores.columns()}
+        report |= {k + suffix: nanmean(v) for k, v in kinds.items()}
+        hits = mesh_scores.errors.T[..., None]  # (K, N, 1)
+        each = [nanmean(pck_at(h, THRESHOLDS[-1])) for h in hits]
+        report[f"pck{suffix}_by_keypoint"] = dict(zip(KEYPOINT_NAMES, each, strict=False))
     return report
+
+
+def _rows(scores: Scores) -> dict[str, dict]:
+    """Values of each image that have intervals, by mesh; `difference`: refined less coarse."""
+    rows = {}
+    for mesh, part in scores.meshes.items():
+        more = {f"pck_{round(100 * t):02d}": pck_at(part.errors, t) for t in THRESHOLDS[:-1]}
+        more["pck_auc"] = pck_area(part.errors, THRESHOLDS[-1])
+        groups = {f"pck_{name}" for name in part.pck_by_group}
+        rows[mesh] = {k: v for k, v in part.columns().items() if k not in groups} | more
+    if "refined" in rows:
+        coarse = rows["coarse"]
+        rows["difference"] = {k: v - coarse[k] for k, v in rows["refined"].items()}
+    return rows
+
+
+def format_markdown(report: dict) -> str:
+    """A table to paste: means with 95 % intervals over images; the last column is paired."""
+    meshes = [mesh for mesh in ("coarse", "refined", "difference") if mesh in report["intervals"]]
+    lines = [
+        "| " + " | ".join([f"{report['dataset']}, {report['num_images']} images", *meshes]) + " |"
+    ]
+    lines.append("|---" * (len(meshes) + 1) + "|")
+    for score, label in {**_LABELS, **_MORE_LABELS}.items():
+        if score not in report:
+            continue
+        cells = []
+        for mesh in meshes:
+            refined = report.get(f"{score}_refined", math.nan)
+            mean = {"coarse": report[score], "refined": refined}.get(mesh, refined - report[score])
+            low, high = report["intervals"][mesh][score]
+            sign = "+" if mesh == "difference" else ""
+            cells.append(f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]")
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
 
 
 def format_report(report: dict) -> str:
@@ -49,9 +102,10 @@ def format_report(report: dict) -> str:
 
 
 def write_report(folder: Path, report: dict, scores: Scores) -> None:
-    """Writes `<dataset>_report.json` and `.txt`, and `per_image.csv` (empty: no label)."""
+    """Writes `<dataset>_report.json`, `.txt` and `.md`, and `per_image.csv` (empty: no label)."""
     write_json(folder / f"{report['dataset']}_report.json", report)
     write_text(folder / f"{report['dataset']}_report.txt", format_report(report) + "\n")
+    write_text(folder / f"{report['dataset']}_report.md", format_markdown(report) + "\n")
     columns = scores.columns()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
