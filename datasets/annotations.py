@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tokenize
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,17 +116,15 @@ def entry_name(entry) -> str:
 
 def unique_names(names: Sequence[str], indices: Sequence[int]) -> list[str]:
     """`names` with `_<index>` where several are the same; no two of the result are."""
-    taken: set[str] = set()
-    times: dict[str, int] = {}
-    for name in names:
-        times[name] = times.get(name, 0) + 1
+    times = Counter(names)
+    taken = {name for name in names if times[name] == 1}
     out = []
     for name, index in zip(names, indices, strict=True):
         if times[name] > 1:
             name = f"{name}_{index}"
-        while name in taken or (name in times and times[name] > 1):
-            name += "_"
-        taken.add(name)
+            while name in taken:
+                name += "_"
+            taken.add(name)
         out.append(name)
     return out
 

@@ -6,14 +6,13 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from util.errors import InputError
 
 try:
-    import simplejpeg  # decodes as OpenCV does, and says where the data is damaged
+    import simplejpeg  # as Pillow, but says where the data is damaged
 except ImportError:
     simplejpeg = None
 
@@ -21,6 +20,8 @@ MOST_PIXELS = 2**26  # of an image, 8192 x 8192: more is refused before anything
 MOST_BYTES = 2**28  # of an image file
 LARGE = 2**23  # pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)  # Pillow's
+HARMLESS = ("Warning:", "Unknown Adobe", "Invalid SOS parameters", "bad ICC marker")  # in JPEGs
 _one_large = threading.Lock()
 
 
@@ -60,10 +61,8 @@ def open_image(data: bytes, path: Path, formats: tuple[str, ...] = FORMATS) -> I
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} has too many pixels ({error})") from error
-    except UnidentifiedImageError as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is not a readable image ({len(data)} bytes)") from error
-    except (OSError, ValueError, OverflowError, SyntaxError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
     width, height = image.size
     if min(width, height) < 1 or width * height > MOST_PIXELS:
         raise InputError(f"{path} is {width} x {height}, expected at most {MOST_PIXELS} pixels")
@@ -89,39 +88,24 @@ def read_image(path: Path, sha256: str | None = None) -> np.ndarray:
         InputError: names the file where it is missing, unreadable, too large, truncated or damaged.
     """
     data = read_bytes(path, sha256)
-    header = open_image(data, path)
-    # OpenCV returns what it could decode of a truncated file, the rest grey: look for the end.
-    jpeg, png = header.format == "JPEG", header.format == "PNG"
-    if (jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")) or (
-        png and b"IEND" not in data[-64:]
-    ):
-        raise InputError(f"{path} is truncated ({len(data)} bytes)")
-    pixels = header.width * header.height
-    with one_if_large(pixels):
-        if jpeg and simplejpeg is not None and header.mode != "CMYK":
-            image = _decode_jpeg(data, path)
-        else:
-            image = _decode(data)
-    if image is None or image.shape[0] * image.shape[1] != pixels:
-        raise InputError(f"{path} is not a readable image ({len(data)} bytes)")
-    return image
+    image = open_image(data, path)
+    with one_if_large(image.width * image.height):
+        if image.format == "JPEG" and simplejpeg is not None and image.mode != "CMYK":
+            try:
+                return simplejpeg.decode_jpeg(data, "RGB")
+            except ValueError as error:
+                if not any(text in str(error) for text in HARMLESS):
+                    raise InputError(f"{path} is damaged ({error})") from error
+        return decode(image, path)
 
 
-def _decode_jpeg(data: bytes, path: Path) -> np.ndarray | None:
-    """Pixels of a JPEG, as from `_decode`; a fault where the coded data does not fit."""
+def decode(image: Image.Image, path: Path) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an opened image."""
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
-        if "Corrupt JPEG data" in str(error):
-            raise InputError(f"{path} is damaged ({error})") from error
-        return _decode(data)  # a harmless oddity of its header
-
-
-def _decode(data: bytes) -> np.ndarray | None:
-    """Pixels (H, W, 3) by OpenCV, None where there are none."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image.load()
+        if image.mode.startswith("I"):  # 16 bits
+            grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)  # (H, W)
+            return np.repeat(grey[..., None], 3, -1)
+        return np.array(image.convert("RGB"))
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or truncated ({error})") from error

