@@ -1,15 +1,38 @@
 """Photographs with labels, as torch data sets with one sample (see `LabelledImages`)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from util.errors import InputError
 
 from .animal_pose import AnimalPose
+from .dog_pose import DogPose
 from .labelled import LabelledImages
-from .stanford import StanfordExtra
+from .mixed import Mixed, parse_mix
+from .oxford_pet import OxfordPet
+from .stanford import StanfordExtra, Synthetic
 
-DATASETS: dict[str, type[LabelledImages]] = {"stanford": StanfordExtra, "animal_pose": AnimalPose}
+DATASETS: dict[str, type[LabelledImages]] = {
+    "stanford": StanfordExtra,
+    "animal_pose": AnimalPose,
+    "dog_pose": DogPose,
+    "oxford_pet": OxfordPet,
+    "synthetic": Synthetic,
+}
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "LabelledImages",
+    "Mixed",
+    "TrainingSets",
+    "build_dataset",
+    "dataset_class",
+    "has_split",
+    "mixed_training_set",
+    "parse_mix",
+    "train_val",
+]
 SPLITS = ("train", "val", "test")
 HELD_OUT = 10  # without a validation split, one in this many training images validates
 
@@ -62,7 +85,7 @@ def train_val(
 ) -> TrainingSets:
     """Opens the training set and the validation set.
 
-    Where the data set has no validation split, every tenth training image validates.
+    Where a data set has no validation split, every tenth training image is kept for validation.
 
     Args:
         name, data_dir, options: see `build_dataset`.
@@ -85,3 +108,18 @@ def train_val(
     val = train.part(held_out, changed=False)
     rest = train.part([i for i in range(len(train)) if i not in held_out])
     return TrainingSets(rest, val, train.excluded, held_out=True)
+
+
+def mixed_training_set(weights: Mapping[str, float], data_dir: str | Path, **options) -> Mixed:
+    """Opens the training images of several data sets as one; those kept for validation stay out.
+
+    Args:
+        weights: by name of the data set, see `parse_mix`.
+        data_dir, options: see `train_val`.
+    """
+    sets = {}
+    for name in weights:
+        train = train_val(name, data_dir, **options).train
+        assert train is not None
+        sets[name] = train
+    return Mixed(sets, weights, options.get("seed", 0))

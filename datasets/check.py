@@ -9,10 +9,10 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from util.errors import run_cli
+from util.errors import InputError, run_cli
 from util.files import write_text
 
-from . import DATASETS, SPLITS, dataset_class, has_split
+from . import DATASETS, SPLITS, dataset_class, has_split, oxford_pet
 from .annotations import CHECKSUMS, printable
 from .images import read_bytes, simplejpeg
 
@@ -26,6 +26,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--data_dir", default="data", help="folder that holds the data set (default: data)"
     )
     parser.add_argument(
+        "--download", action="store_true", help="download it first (oxford_pet alone)"
+    )
+    parser.add_argument(
         "--write_checksums",
         action="store_true",
         help=f"note the usable images' checksums in the data set's folder ({CHECKSUMS}): from then "
@@ -36,6 +39,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    if args.download:
+        if args.dataset != "oxford_pet":
+            raise InputError(f"--download: {args.dataset} cannot be downloaded, see data/README.md")
+        oxford_pet.download(args.data_dir)
     dataset = dataset_class(args.dataset)
     root = Path(args.data_dir) / dataset.folder
     splits = [split for split in SPLITS if has_split(args.dataset, args.data_dir, split)]

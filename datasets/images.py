@@ -19,6 +19,7 @@ except ImportError:
 MOST_PIXELS = 2**26  # of an image, 8192 x 8192: more is refused before anything is decoded
 MOST_BYTES = 2**28  # of an image file
 LARGE = 2**23  # pixels
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)  # Pillow's
 HARMLESS = ("Warning:", "Unknown Adobe", "Invalid SOS parameters", "bad ICC marker")  # in JPEGs
@@ -107,5 +108,15 @@ def decode(image: Image.Image, path: Path) -> np.ndarray:
             grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)  # (H, W)
             return np.repeat(grey[..., None], 3, -1)
         return np.array(image.convert("RGB"))
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or truncated ({error})") from error
+
+
+def to_grey(image: Image.Image, path: Path) -> np.ndarray:
+    """Values (H, W) uint8 of an opened image of one channel, such as a mask."""
+    if image.mode not in ("1", "L", "P"):
+        raise InputError(f"{path} is of kind {image.mode}, expected one channel of 8 bits")
+    try:
+        return np.array(image, np.uint8)
     except DAMAGED as error:
         raise InputError(f"{path} is damaged or truncated ({error})") from error

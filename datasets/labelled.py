@@ -36,6 +36,9 @@ class LabelledImages(Dataset):
         image         (3, S, S) float32, the network's input, ImageNet-normalised
         mask          (224, 224) float32 in [0, 1], not thresholded
         has_mask      () bool, whether the mask is labelled; it is 0 where not
+        mask_weight   (224, 224) float32, 1 where the mask counts, 0 where it is unsure or missing
+        area          () float32, for PCK's threshold, square pixels of the crop: sum of the mask,
+                      or area of the box where no mask is labelled
         border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside
         keypoints     (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; the place
                       means nothing where visible is 0, and a joint written as NaN is (0, 0, 0)

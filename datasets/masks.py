@@ -1,6 +1,15 @@
-"""Masks from COCO's compressed run lengths."""
+"""Masks: COCO's compressed run lengths, boxes, pixels that count neither way."""
 
 import numpy as np
+
+UNSURE = 2  # in a mask, besides 0 and 1: the edge that counts neither way
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box (x, y, w, h) of the pixels of a mask (H, W) that are not 0; there must be some."""
+    x, y = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+    left, top = int(x[0]), int(y[0])
+    return left, top, int(x[-1]) + 1 - left, int(y[-1]) + 1 - top
 
 
 def run_lengths(counts: str) -> np.ndarray:

@@ -29,3 +29,9 @@ class StanfordExtra(LabelledImages):
     def read_annotations(cls, data_dir: str | Path, split: str) -> tuple[list, np.ndarray]:
         entries = read_list(Path(data_dir) / cls.folder / cls.list_name)
         return entries, read_split(cls.split_path(data_dir, split), len(entries))
+
+
+class Synthetic(StanfordExtra):
+    """What `python -m synthetic --data_dir <data_dir>/synthetic` writes, in the same layout."""
+
+    folder = "synthetic/StanfordExtra_v12"

@@ -14,6 +14,8 @@ import torch
 from smal_model.joints import NUM_KEYPOINTS
 from util.camera import CROP
 
+from .masks import UNSURE
+
 FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
@@ -157,14 +159,13 @@ def make_crop(
     Args:
         image: (H, W, 3) uint8, red green blue.
         box: (x, y, w, h), pixels of the image.
-        mask: (H, W) uint8, 0 or 1; None where it is not labelled.
+        mask: (H, W) uint8, 0, 1 or `UNSURE`; None where it is not labelled.
         joints: (20, 3) x, y, visible, pixels of the image; None where they are not labelled.
         img_res: side S of the network's input, pixels.
         augmentation: what is changed.
 
     Returns:
-        image, border_mask, mask, keypoints, whether they are labelled, center and scale of the
-        documented sample.
+        The documented sample without failed, index and name.
     """
     center, side = box_center_and_side(box)
     side = side * augmentation.scale
@@ -175,8 +176,8 @@ def make_crop(
         out = cut(plane, low, high, center, angle, fill).astype(np.float32)
         return np.ascontiguousarray(out[:, ::-1]) if flip else out
 
-    def labels(plane: np.ndarray) -> np.ndarray:  # (H, W) to (224, 224)
-        return cv2.resize(cut_out(plane.astype(np.float32), 0), (CROP, CROP))
+    def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) to (224, 224)
+        return cv2.resize(cut_out(plane.astype(np.float32), fill), (CROP, CROP))
 
     pixels = cut_out(image, 255)  # in [0, 255]
     crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
@@ -191,17 +192,24 @@ def make_crop(
     if augmentation.gain is not None:
         crop = np.clip(crop * np.asarray(augmentation.gain, np.float32), 0, 1)
 
-    has_mask, has_keypoints = mask is not None, joints is not None
-    mask_crop = labels(mask) if mask is not None else np.zeros((CROP, CROP), np.float32)
+    mask_crop = mask_weight = np.zeros((CROP, CROP), np.float32)
+    area = float(box[2]) * float(box[3]) * (CROP / side) ** 2
+    if mask is not None:
+        mask_crop, mask_weight = labels(mask == 1), np.ones_like(mask_crop)
+        area = float(torch.from_numpy(mask_crop).sum())
+        if (mask == UNSURE).any():  # a pixel counts where nothing of it is unsure
+            mask_weight = (labels(mask != UNSURE, fill=1) > 0.999).astype(np.float32)
     places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
     keypoints = move_keypoints(places, center, side, angle, flip)
     return {
         "image": normalize(crop),
         "mask": torch.from_numpy(mask_crop),
-        "has_mask": torch.tensor(has_mask),
+        "has_mask": torch.tensor(mask is not None),
+        "mask_weight": torch.from_numpy(mask_weight),
+        "area": torch.tensor(area, dtype=torch.float32),
         "border_mask": torch.from_numpy(border_mask),
         "keypoints": torch.from_numpy(keypoints),
-        "has_keypoints": torch.tensor(has_keypoints),
+        "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),
         "scale": torch.tensor(side / 200, dtype=torch.float32),
     }
