@@ -41,12 +41,15 @@ def test_a_sample_has_the_documented_fields(small_set):
         "image": ((3, 96, 96), torch.float32),
         "mask": ((224, 224), torch.float32),
         "has_mask": ((), torch.bool),
+        "mask_weight": ((224, 224), torch.float32),
+        "area": ((), torch.float32),
         "border_mask": ((224, 224), torch.float32),
         "keypoints": ((20, 3), torch.float32),
         "has_keypoints": ((), torch.bool),
         "center": ((2,), torch.float32),
         "scale": ((), torch.float32),
     }
+    assert (sample["mask_weight"] == 1).all() and sample["area"] == sample["mask"].sum()
     assert sample["has_mask"] and sample["has_keypoints"]
     assert sample["index"] == 2 and sample["name"] == "breed_dog_2"
 
