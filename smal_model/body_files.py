@@ -63,7 +63,7 @@ class BodyData:
         for key, (array, shape) in expected.items():
             if array.shape != shape:
                 raise InputError(
-                    f"{key} in {self.source} has shape {array.shape}, expected {shape};"
+                    f"{self._name(key)} has shape {array.shape}, expected {shape};"
                     " the files do not belong together."
                 )
         counts = {
@@ -75,7 +75,9 @@ class BodyData:
         }
         for name, (found, low, high) in counts.items():
             if not low <= found <= high:
-                raise InputError(f"{self.source} has {found} {name}, expected {low} to {high}.")
+                raise InputError(
+                    f"{MODEL_FILE} in {self.source} has {found} {name}, expected {low} to {high}."
+                )
         indices = {
             "f": self.faces,
             "symIdx": self.symmetry,
@@ -85,13 +87,17 @@ class BodyData:
         for key, array in indices.items():
             if not 0 <= array.min() <= array.max() < num_verts:
                 raise InputError(
-                    f"{key} in {self.source} names vertices {array.min()} to {array.max()};"
+                    f"{self._name(key)} names vertices {array.min()} to {array.max()};"
                     f" the body has {num_verts}."
                 )
         try:
             lbs.tree_levels(self.parents.tolist())
         except ValueError as e:
-            raise InputError(f"kintree_table in {self.source} is no tree: {e}.") from None
+            raise InputError(f"{self._name('kintree_table')} is no tree: {e}.") from None
+
+    def _name(self, key):
+        file = {"cluster_means": FAMILY_FILE, "cluster_cov": FAMILY_FILE, "symIdx": SYMMETRY_FILE}
+        return f"{key} of {file.get(key, MODEL_FILE)} in {self.source}"
 
 
 def load_body(folder) -> BodyData:

@@ -9,7 +9,7 @@ from torch import nn
 from util.errors import InputError
 
 from . import joints
-from .body_files import NUM_BETAS
+from .body_files import FAMILY_FILE, NUM_BETAS
 from .checks import floats, is_finite
 from .smal import NUM_LOGSCALES, SMAL
 from .tables import load_table, require
@@ -57,9 +57,9 @@ def _precision_factor(cov, n, source):
     try:
         factor = np.linalg.cholesky(np.linalg.inv(cov + 1e-5 * np.eye(len(cov))))[:n, :n]
     except np.linalg.LinAlgError as e:
-        raise InputError(f"{source} holds no covariance of shapes ({e}).") from None
+        raise InputError(f"{source} is no covariance ({e}).") from None
     if not is_finite(factor):
-        raise InputError(f"{source} holds a covariance of shapes that cannot be inverted.")
+        raise InputError(f"{source} is a covariance that cannot be inverted.")
     return factor
 
 
@@ -103,10 +103,11 @@ def shape_prior(family: str, smal: SMAL, data_dir) -> GaussianPrior:
         InputError: a file is missing or holds no covariance.
     """
     if family == "smal":
-        factor = _precision_factor(smal.family_cov, NUM_BETAS, smal.source)
+        source = f"cluster_cov of {FAMILY_FILE} in {smal.source}"
+        factor = _precision_factor(smal.family_cov, NUM_BETAS, source)
         return GaussianPrior(smal.family_mean[:NUM_BETAS], factor)
     mean, cov = unity_betas(data_dir)
-    source = Path(data_dir) / "priors" / UNITY_BETAS_FILE
+    source = f"cov in {Path(data_dir) / 'priors' / UNITY_BETAS_FILE}"
     return GaussianPrior(mean, _precision_factor(cov, NUM_BETAS + NUM_LOGSCALES, source))
 
 

@@ -39,7 +39,7 @@ def smal(made_up_body):
             "my_smpl_00781_4_all",
             "shapedirs",
             lambda a: a[..., :19],
-            "cluster_means in .* has shape .*27.*, expected .*19",
+            "cluster_means of .* has shape .*27.*, expected .*19",
         ),
         (
             "my_smpl_00781_4_all",
@@ -47,8 +47,8 @@ def smal(made_up_body):
             lambda a: a[0],
             r"kintree_table in .* expected 2 dim",
         ),
-        ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights in .* has shape"),
-        ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov in .* has shape"),
+        ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights of .* has shape"),
+        ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov of .* has shape"),
     ],
 )
 def test_files_that_do_not_belong_together(made_up_body, tmp_path, table, key, change, sentence):
