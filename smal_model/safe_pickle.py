@@ -41,7 +41,7 @@ _ADMITTED = {
     **{(m, "_frombuffer"): "_frombuffer" for m in _NUMERIC},
     **{("numpy", n): n for n in ("ndarray", "dtype")},
     ("_codecs", "encode"): "encode",  # how Python 3 writes bytes at protocol 2
-    **{(m, n): n for m in _BUILTINS for n in ("object", "set")},
+    **{(m, n): n for m in _BUILTINS for n in ("object", "set", "bytes")},
     **{(m, "_reconstructor"): "_reconstructor" for m in ("copy_reg", "copyreg")},
     **{(m, "Ch"): "chumpy" for m in ("chumpy", "chumpy.ch")},
     **{(f"scipy.sparse.{p}{n}", f"{n}_matrix"): n for n in ("csc", "csr") for p in ("", "_")},
@@ -233,12 +233,14 @@ def _call(kind, args, budget):
         if type(cls) is not _Name or cls.kind not in _OBJECTS or base.kind != "object":
             raise UnsafeFileError("it rebuilds what is no chumpy array or SciPy matrix")
         return _Token(cls.kind)
+    if kind == "bytes" and not args:  # how Python 3 writes no bytes at protocol 2
+        return b""
     if kind == "encode":
         budget.pay(0, len(args[0]))
         return args[0].encode("latin1")
     if kind == "set":
         return args[0] if args else []
-    if kind in ("object", "ndarray"):
+    if kind in ("object", "ndarray", "bytes"):
         raise UnsafeFileError(f"it calls {kind}, which body files do not need")
     return _Token(kind, args)
 

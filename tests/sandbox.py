@@ -17,11 +17,16 @@ def _forbid(event, args):
         os._exit(_RAN_CODE)
 
 
+def _pages(column):
+    """Bytes of this process: 0 all that it addresses, 1 all that is in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[column]) * resource.getpagesize()
+
+
 def _work(job, items, first, pipe):
     """In the child: one line for each item when it begins and one when it ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm") as file:
-        limit = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    limit = _pages(0) + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.addaudithook(_forbid)
@@ -54,7 +59,7 @@ def run_all(job: Callable, items: Iterable) -> tuple[list[str], int]:
         number of bytes by which a process grew.
     """
     items, outcomes, grown = list(items), [], 0
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = _pages(1)
     while len(outcomes) < len(items):
         source, target = os.pipe()
         child = os.fork()
@@ -69,7 +74,7 @@ def run_all(job: Callable, items: Iterable) -> tuple[list[str], int]:
                 if not begun:
                     outcomes.append(line.strip()[1:-1])
         _, status, usage = os.wait4(child, 0)
-        grown = max(grown, (usage.ru_maxrss - start) * 1024)
+        grown = max(grown, usage.ru_maxrss * 1024 - start)
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGALRM:
             outcomes.append("hang")
