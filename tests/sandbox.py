@@ -1,5 +1,6 @@
 """Runs what may crash, hang or eat memory in a process of its own."""
 
+import faulthandler
 import os
 import resource
 import signal
@@ -25,6 +26,7 @@ def _pages(column):
 
 def _work(job, items, first, pipe):
     """In the child: one line for each item when it begins and one when it ends."""
+    faulthandler.disable()  # pytest's report of a crash that is expected
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _pages(0) + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -130,7 +130,7 @@ def use_pose_prior(folder: Path) -> None:
 
 def use_unity_betas(folder: Path) -> None:
     torch.set_num_threads(1)
-    loss = priors.shape_prior("unity", SMAL(folder / "smal"), folder)(torch.ones(2, 26))
+    loss = priors.shape_prior("unity", None, folder)(torch.ones(2, 26))
     if not loss.isfinite():
         raise ArithmeticError("the prior is not finite")
 
