@@ -16,7 +16,7 @@ MAX_ITEMS = 200_000  # values of a file that are no arrays, and opcodes of a pic
 MAX_MEMBERS = 256  # files in an .npz; a hierarchy of 12 levels has 141
 MAX_DEPTH = 16  # lists in lists; published: 3
 MAX_VERTS = 100_000  # of a mesh; SMAL has 3,889
-MAX_VALUE = 1e8  # of any number; products of two stay finite in float32; published: 9,994
+MAX_VALUE = 1e6  # of any number: a posed body stays finite in float32; published: 9,994
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|O8?|[SU]\d{1,4})")
 
 
@@ -105,13 +105,15 @@ def build_sparse(layout: str, data, indices, indptr, shape):
     Raises:
         ValueError: they are not the parts of such a matrix.
     """
-    parts = [np.asarray(part) for part in (data, indices, indptr)]
-    kinds = [part.dtype.kind for part in parts]
-    if any(part.ndim != 1 for part in parts) or kinds[0] not in "biuf" or set(kinds[1:]) - {*"iu"}:
-        raise ValueError("a sparse matrix is not made of one row of numbers and two of integers")
-    data, indices, indptr = parts[0], parts[1].astype(np.int64), parts[2].astype(np.int64)
-    shape = tuple(int(n) for n in shape) if len(shape) == 2 else ()
-    if not shape or not all(0 < n <= MAX_VERTS for n in shape):
+    for part, kinds in ((data, "biuf"), (indices, "iu"), (indptr, "iu")):
+        if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype.kind not in kinds:
+            raise ValueError("a sparse matrix is not made of a row of numbers and two of integers")
+    # SciPy has no products of half precision or of foreign byte orders.
+    data, indices, indptr = data.astype(float), indices.astype(np.int64), indptr.astype(np.int64)
+    if len(shape) != 2 or not all(isinstance(n, int | np.integer) for n in shape):
+        raise ValueError("the shape of a sparse matrix is not two whole numbers")
+    shape = tuple(int(n) for n in shape)
+    if not all(0 < n <= MAX_VERTS for n in shape):
         raise ValueError(f"a sparse matrix is not of 1 to {MAX_VERTS:,} rows and columns")
     major, minor = shape if layout == "csr" else shape[::-1]
     if len(indptr) != major + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
@@ -134,14 +136,23 @@ def is_finite(array: np.ndarray) -> bool:
     return array.size == 0 or bool(array.min() >= -MAX_VALUE and array.max() <= MAX_VALUE)
 
 
+def _is_numeric(value) -> bool:
+    """Whether it is numbers all through; NumPy would pad each text of a list to the longest."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_numeric, value))
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, int | float)
+
+
 def _array(table, key, path, ndim, kinds):
     try:
-        array = np.asarray(table[key])
-    except (TypeError, ValueError, OverflowError):  # lists of lists of different lengths
-        array = np.empty(0, object)
+        array = np.asarray(table[key] if _is_numeric(table[key]) else None)
+    except ValueError:  # lists of lists of different lengths
+        array = np.asarray(None)
     if array.dtype.kind not in kinds or array.ndim != ndim:
         raise InputError(
-            f"{key} in {path} is {array.ndim}-dimensional of dtype {array.dtype}; expected"
+            f"{key} in {path} has {array.ndim} dimension(s) of dtype {array.dtype}; expected"
             f" {ndim} dimension(s) of numbers."
         )
     return array

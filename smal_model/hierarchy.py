@@ -87,6 +87,8 @@ class MeshHierarchy(nn.Module):
                 matrices = _read_saved(path, table)
             else:
                 require(table, "ADU", path)
+                if not all(isinstance(table[k], list | np.ndarray) for k in "ADU"):
+                    raise ValueError("expected A, D and U as rows of matrices")
                 matrices = {k: list(table[k]) for k in "ADU"}
             flat = [m for k in "ADU" for m in matrices[k]]
             if len(flat) > 3 * MAX_LEVELS or not all(map(scipy.sparse.issparse, flat)):
@@ -94,6 +96,8 @@ class MeshHierarchy(nn.Module):
             if sum(m.nnz for m in flat) > MAX_NUMBERS:
                 raise ValueError(f"its matrices hold more than {MAX_NUMBERS:,} numbers")
             return cls(matrices)
+        except InputError:
+            raise
         except (TypeError, ValueError) as e:
             raise InputError(f"{path} holds no mesh hierarchy: {e}.") from None
 

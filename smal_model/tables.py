@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +25,11 @@ from .safe_pickle import load_pickle, unpickle
 _HEADER = re.compile(
     r"\{'descr': '([^']{2,8})', 'fortran_order': (False|True),"
     r" 'shape': \(([\dL, ]{0,64})\), *\} *\n"
+)
+# What zipfile and zlib raise where an archive is damaged.
+_DAMAGE = (
+    *(ValueError, OverflowError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
 )
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
 
@@ -61,7 +67,7 @@ def load_npz(path, keys=None) -> dict:
             }
     except InputError:  # of the unpickler
         raise
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
+    except _DAMAGE as e:
         raise InputError(
             f"{path} is not a readable .npz file ({printable(e)}); download or make it again."
         ) from None
@@ -107,5 +113,5 @@ def require(table: dict, keys, path) -> None:
     """Raises InputError naming the keys that `table`, read from `path`, lacks."""
     missing = [k for k in keys if k not in table]
     if missing:
-        found = printable(", ".join(list(table)[:20])) or "nothing"
+        found = printable(", ".join(map(str, list(table)[:20]))) or "nothing"
         raise InputError(f"{path} lacks {printable(', '.join(missing))}; it holds {found}.")

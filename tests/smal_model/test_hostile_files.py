@@ -133,11 +133,18 @@ CONTENTS = {
     "regressor: rows without end": _body(J_regressor=_sparse(indptr=M.indptr + 2**30)),
     "regressor: rows backwards": _body(J_regressor=_sparse(indptr=M.indptr[::-1].copy())),
     "regressor: a wide shape": _body(J_regressor=_sparse(_shape=(2**20, tiny.V))),
+    "regressor: half precision and NaN": _body(
+        J_regressor=_sparse(data=_with_nan(M.data).astype(np.float16))
+    ),
     "regressor: NaN": _body(J_regressor=_sparse(data=_with_nan(M.data))),
     "template: a wide sparse matrix": _body(v_template=scipy.sparse.csc_matrix((99_999, 3))),
     "template: NaN": _body(v_template=_with_nan(MODEL["v_template"])),
     "template: too large for float32": _body(v_template=MODEL["v_template"] * 1e39),
     "template: a number": _body(v_template=1.0),
+    "weights: a long text and many short ones": _body(weights=["a" * 2**22] + ["a"] * 50_000),
+    "weights: a long text in the second row": _body(weights=[[1.0], ["a" * 2**22] * 9_000]),
+    "regressor: long texts": _body(J_regressor=_sparse(data=["a" * 2**22] + ["a"] * 50_000)),
+    "regressor: a shape without bounds": _body(J_regressor=_sparse(_shape=(np.inf, tiny.V))),
     "weights: texts": _body(weights=[["a"] * tiny.J] * tiny.V),
     "weights: numbers beyond float": _body(weights=[[10**400] * tiny.J] * tiny.V),
     "shape directions: ragged": _body(shapedirs=[[1.0], [1.0, 2.0]]),
@@ -242,6 +249,9 @@ HIERARCHIES = {
     "no square": tiny.npz(_hierarchy("A", 0, _shape=(4, 5))),
     "a level too many": tiny.npz(MATRICES | {"A": MATRICES["A"] * 2}),
     "thousands of levels": tiny.npz({k: v[:1] * 5000 for k, v in MATRICES.items()}),
+    "one matrix for its levels": tiny.npz(
+        {k: np.array(scipy.sparse.eye(50_000, format="csr"), object) for k in "ADU"}
+    ),
     "no matrices": tiny.npz({k: np.zeros(3) for k in "ADU"}),
     "numbers for matrices": tiny.npz({k: [1, 2, 3] for k in "ADU"}),
     "saved: an array missing": _saved(A0_data=None),
@@ -253,6 +263,7 @@ HIERARCHIES = {
     "saved: wild index": _saved(U0_indices=U0.indices + 2**28),
     "saved: rows without end": _saved(U0_indptr=U0.indptr + 2**28),
     "saved: a wide shape": _saved(A0_shape=np.array([4, 2**40])),
+    "saved: an infinite shape": _saved(A0_shape=np.array([np.inf, 4])),
     "saved: a shape of three": _saved(A0_shape=np.array([4, 4, 4])),
     "saved: NaN": _saved(U0_data=_with_nan(U0.data)),
     "unpacks to a gibibyte": _bomb(1024),
