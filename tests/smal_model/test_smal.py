@@ -39,16 +39,16 @@ def smal(synthetic_body):
             "my_smpl_00781_4_all",
             "shapedirs",
             lambda a: a[..., :19],
-            "cluster_means in .* has shape .*27.*, expected .*19",
+            "cluster_means of .* has shape .*27.*, expected .*19",
         ),
         (
             "my_smpl_00781_4_all",
             "kintree_table",
             lambda a: a[0],
-            r"kintree_table in .* expected \(2, 35\)",
+            r"kintree_table in .* expected 2 dim",
         ),
-        ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights in .* has shape"),
-        ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov in .* has shape"),
+        ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights of .* has shape"),
+        ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov of .* has shape"),
     ],
 )
 def test_files_that_do_not_belong_together(synthetic_body, tmp_path, table, key, change, sentence):
