@@ -28,7 +28,7 @@ from .meshes import mesh_in_file_axes
 
 ASSETS = Path(__file__).parent / "viewer"
 FOLDER = "page"
-REFINED = "_refined"
+MESHES = {"coarse": "", "refined": "_refined", "fitted": "_fitted"}  # ends of the scores' keys
 SCORES = {  # key: (label, 1 where more is better, a fraction shown in percent)
     "pck": ("PCK@0.15", 1, True),
     "iou": ("IoU", 1, True),
@@ -48,8 +48,8 @@ class PageImage:
 
     name: shown, any text.
     strip: path of an image, relative to the page.
-    scores: by key, of the refined mesh under `<key>_refined`; None or NaN where there is none.
-    meshes: (V, 3) vertices by name (`coarse`, `refined`), camera space.
+    scores: by key, of finer meshes under `<key>_refined`, `<key>_fitted`; None or NaN: none.
+    meshes: (V, 3) vertices by name (of `MESHES`), camera space.
     colors: (V, 3) red green blue in [0, 1] by name of the mesh.
     errors: (20,) distances of the keypoints by name of the mesh, as fractions of the square root
         of the mask's area; NaN where a keypoint is not labelled.
@@ -152,24 +152,23 @@ def _base64(values: np.ndarray) -> str:
 def _columns(images: Sequence[PageImage]) -> dict[str, dict]:
     """Columns of the table by key of the score; groups of keypoints have none."""
     keys = dict.fromkeys(key for image in images for key in image.scores)
-    bases = dict.fromkeys(key.removesuffix(REFINED) for key in keys)
+    bases = dict.fromkeys(re.sub("(_refined|_fitted)$", "", key) for key in keys)
     columns = {}
     for base in bases:
         if base.rpartition("_")[2] in GROUPS:
             continue
         label, better, percent = SCORES.get(base, (base.replace("_", " "), 1, False))
-        for key, mesh in ((base, "coarse"), (base + REFINED, "refined")):
-            if key in keys:
-                alone = base + REFINED not in keys
-                column = {"label": label, "better": better, "percent": percent}
-                columns[key] = column | {"mesh": "" if alone else mesh}
+        found = {base + end: mesh for mesh, end in MESHES.items() if base + end in keys}
+        for key, mesh in found.items():
+            column = {"label": label, "better": better, "percent": percent}
+            columns[key] = column | {"mesh": mesh if len(found) > 1 else ""}
     return columns
 
 
 def _main_column(columns: Mapping[str, dict]) -> int:
     """The column that sorts at first: the finest mesh's IoU, else the first; -1: none."""
     keys = list(columns)
-    for key in ("iou" + REFINED, "iou", *keys[:1]):
+    for key in (*(f"iou{end}" for end in reversed(MESHES.values())), *keys[:1]):
         if key in keys:
             return keys.index(key)
     return -1
@@ -234,14 +233,14 @@ def _charts(images: Sequence[PageImage], columns: Mapping[str, dict]) -> str:
     """Histograms of PCK and IoU, PCK over thresholds, and PCK by group of keypoints."""
     figures = []
     for base in ("pck", "iou"):
-        found = {mesh: _values(images, base + end) for mesh, end in _MESHES.items()}
+        found = {mesh: _values(images, base + end) for mesh, end in MESHES.items()}
         series = {mesh: values for mesh, values in found.items() if len(values)}
         if series:
             label = SCORES[base][0]
             figures.append(
                 _figure(f"{label} of the images", "number of images", series, _bars(series))
             )
-    errors = {mesh: _errors(images, mesh) for mesh in _MESHES}
+    errors = {mesh: _errors(images, mesh) for mesh in MESHES}
     errors = {mesh: values for mesh, values in errors.items() if np.isfinite(values).any()}
     if errors:
         curves = {mesh: pck_curve(values, THRESHOLDS) for mesh, values in errors.items()}
@@ -252,9 +251,6 @@ def _charts(images: Sequence[PageImage], columns: Mapping[str, dict]) -> str:
     if not figures:
         return ""
     return f'<section class="charts" aria-label="Figures">{"".join(figures)}</section>'
-
-
-_MESHES = {"coarse": "", "refined": REFINED}
 
 
 def _errors(images: Sequence[PageImage], mesh: str) -> np.ndarray:
