@@ -28,6 +28,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from render import torch_reference
 from render.torch_reference import MAX_COORDINATE, MIN_DOUBLED_AREA, MIN_SQUARED_EDGE, Size
 
 LANES = 16  # pixels computed together; rows are padded by as many
@@ -98,6 +99,13 @@ class _SoftSilhouette(torch.autograd.Function):
         _distribute(work, len(mesh), size[0], bands)
         grad_verts = np.zeros(verts.shape, np.float32)
         np.multiply(grad.sum(1), F(-2 * math.log(2)), out=grad_verts[..., :2])
+        for b in np.flatnonzero(~np.isfinite(upstream.sum((1, 2)))):  # the kernel knows no NaN
+            with torch.enable_grad():
+                plain = verts[b : b + 1].detach().requires_grad_()
+                silhouette = torch_reference.soft_silhouette(plain, faces, *ctx.settings)
+                grad_verts[b] = torch.autograd.grad(silhouette, plain, grad_silhouette[b : b + 1])[
+                    0
+                ]
         return torch.from_numpy(grad_verts), None, None, None, None
 
 
