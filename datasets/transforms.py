@@ -13,13 +13,12 @@ import torch
 
 from smal_model.joints import NUM_KEYPOINTS
 from util.camera import CROP
+from util.images import normalize
 
 from .masks import UNSURE
 
 FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 # The keypoints of the mirrored animal: left and right change places.
 MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
 
@@ -132,18 +131,6 @@ def move_keypoints(
     visible = known & (np.nan_to_num(joints[:, 2]) > 0)
     out = np.column_stack([place[:, 1], place[:, 0], visible]) * known[:, None]
     return (out[MIRRORED] if flip else out).astype(np.float32)
-
-
-def normalize(image: np.ndarray) -> torch.Tensor:
-    """(S, S, 3) red green blue in [0, 1] to the network's input (3, S, S) float32."""
-    planes = ((image - MEAN) / STD).transpose(2, 0, 1)  # (3, S, S)
-    return torch.from_numpy(np.ascontiguousarray(planes, np.float32))
-
-
-def to_image(network_input: torch.Tensor) -> np.ndarray:
-    """A network input (3, S, S) back to an image (S, S, 3), red green blue, uint8."""
-    image = network_input.detach().cpu().float().numpy().transpose(1, 2, 0) * STD + MEAN
-    return np.clip(np.round(255 * image), 0, 255).astype(np.uint8)
 
 
 def make_crop(

@@ -123,6 +123,16 @@ def build_training_model(
     return model
 
 
+def mask_refiner(smal: SMAL, folder: Path, renderer: str):
+    """Test-time refinement with the masks (and keypoints) of a batch: fits a prediction to them."""
+    prior = pose_prior("smal", folder).to(smal.template.device)
+
+    def refine(batch: dict, out: Prediction) -> Prediction:
+        return refine_prediction(smal, prior, batch, out)
+
+    return refine
+
+
 def prepare(args: argparse.Namespace) -> torch.device:
     """Seeds, and refuses an unfit device, renderer or output folder before work starts."""
     torch.manual_seed(args.seed)

@@ -19,7 +19,7 @@ from model import CoarseToFine, NetworkConfig, Networks
 from util.errors import InputError
 from util.files import atomic_write
 
-_MULTIARRAY = np._core.multiarray
+_MULTIARRAY = np._core.multiarray  # type: ignore[attr-defined]
 # NumPy scalars occur in published files (scores); beyond them tensors and plain values alone.
 _NUMPY_SCALARS: list = [
     (_MULTIARRAY.scalar, "numpy.core.multiarray.scalar"),

@@ -88,14 +88,23 @@ def build_detector(weights: Path | None, device: torch.device) -> Detector:
     return Detector(net.eval().to(device), published.meta["categories"])
 
 
-def whole_image(image: np.ndarray) -> Animal:
-    """The image's whole area as an animal's box."""
+def open_detector(choice: str, weights: Path | None, device: torch.device) -> Detector | None:
+    """The detector that the options name; None, with a line, where its weights cannot be had."""
+    if choice == "none":
+        return None
+    try:
+        return build_detector(weights, device)
+    except InputError as error:
+        if weights:
+            raise
+        print(
+            f"{error}: the whole image is taken as the animal's box (--bbox, --detector_weights)."
+        )
+        return None
+
+
+def find_animals(image: np.ndarray, detector: Detector | None) -> list[Animal]:
+    """The detected animals of an image (H, W, 3) uint8, else one that fills it."""
+    found = detector(image) if detector else []
     height, width = image.shape[:2]
-    return Animal(np.array([0.0, 0.0, width, height]))
-
-
-def box_of_mask(mask: np.ndarray) -> np.ndarray:
-    """(4,) x, y, width, height of a mask (H, W) that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = columns[0], rows[0]
-    return np.array([x, y, columns[-1] + 1 - x, rows[-1] + 1 - y], float)
+    return found or [Animal(np.array([0.0, 0.0, width, height]))]

@@ -28,7 +28,8 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
         renderer: backend of `render`.
     """
     has_mask, has_keypoints = batch["has_mask"], batch["has_keypoints"]
-    area = batch.get("area", batch["mask"].sum((1, 2)))  # (B,), square pixels
+    area = batch["area"]  # (B,), square pixels
+    known = batch["border_mask"] * batch["mask_weight"]  # (B, 224, 224)
     body_length = smal.template[:, 0].max() - smal.template[:, 0].min()
 
     def array(values: torch.Tensor, known=None) -> np.ndarray:
@@ -41,7 +42,7 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
             return array(metrics.pck(*points, area, group=group), has_keypoints)
 
         silhouette = render.coverage(estimate.plane, smal.faces, CROP, backend=renderer)
-        overlap = metrics.iou(silhouette, batch["mask"], batch["border_mask"])
+        overlap = metrics.iou(silhouette, batch["mask"], known)
         errors = {}
         if "gt_verts" in batch:
             for name, found, true in (

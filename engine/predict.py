@@ -1,6 +1,8 @@
 """From photographs and boxes to meshes: what demo.py and app.py share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,12 +10,27 @@ from torch.utils.data import default_collate
 
 from datasets.transforms import make_crop
 from model import CoarseToFine, Networks, Prediction
-from smal_model.joints import NUM_KEYPOINTS
 
 from .detect import Animal
 from .loaders import to_device
 
 Refine = Callable[[dict, Prediction], Prediction]
+
+
+@dataclass
+class Task:
+    """One animal to predict: its name and photograph, the crop's sample, and the photograph."""
+
+    name: str
+    path: Path
+    image: np.ndarray  # (H, W, 3) uint8, upright
+    sample: dict
+
+    @property
+    def crop(self) -> tuple[tuple[float, float], float]:
+        """Center (x, y) and side of the crop, pixels of the photograph."""
+        x, y = self.sample["center"].tolist()
+        return (x, y), 200 * float(self.sample["scale"])
 
 
 def sample_of(image: np.ndarray, animal: Animal, img_res: int, name: str) -> dict:
@@ -25,12 +42,9 @@ def sample_of(image: np.ndarray, animal: Animal, img_res: int, name: str) -> dic
         img_res: side of the network's input, pixels.
         name: of the sample.
     """
-    known = animal.mask is not None
-    mask = animal.mask if animal.mask is not None else np.zeros(image.shape[:2])
-    joints = np.zeros((NUM_KEYPOINTS, 3))
-    sample = make_crop(image, np.asarray(mask, np.uint8), joints, animal.box, img_res)
-    labels = {"has_mask": torch.tensor(known), "has_keypoints": torch.tensor(False)}
-    return sample | labels | {"name": name, "index": 0}
+    mask = None if animal.mask is None else animal.mask.astype(np.uint8)
+    sample = make_crop(image, animal.box, mask, img_res=img_res)
+    return sample | {"name": name, "index": 0, "failed": ""}
 
 
 class Predictor:

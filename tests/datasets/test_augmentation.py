@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from datasets.transforms import MIRRORED, Augmentation, draw_augmentation, make_crop, to_image
+from datasets.transforms import MIRRORED, Augmentation, draw_augmentation, make_crop
+from util.images import to_image
 
 from .small_set import HEIGHT, WIDTH, make_entry
 

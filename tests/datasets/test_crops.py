@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import datasets
 from datasets import build_dataset, train_val
-from datasets.transforms import to_image
+from util.images import to_image
 from util.errors import InputError
 
 from .small_set import edit, make_entry, photo_path, write_set

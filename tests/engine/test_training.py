@@ -93,7 +93,8 @@ def test_each_weight_multiplies_its_own_term(synthetic_body):
         mask = torch.zeros(2, CROP, CROP)
         mask[:, 40:140, 60:200] = 1
         known = torch.tensor([True, True])
-        batch = {"keypoints": labelled, "mask": mask, "has_mask": known, "has_keypoints": known}
+        weight = torch.ones_like(mask)
+        batch = {"keypoints": labelled, "mask": mask, "mask_weight": weight, "has_keypoints": known}
         weights = losses.LossWeights(**WEIGHTS, alpha=0.9, beta=0.2)
         terms = losses.Criterion(weights, smal, *prior)(out, batch)
 
@@ -135,7 +136,8 @@ def test_images_without_a_label_count_in_no_term(synthetic_body):
     model = CoarseModel(smal, "resnet18", img_res=64).eval()
     with torch.no_grad():
         out = model(torch.randn(3, 3, 64, 64))
-        batch = {"keypoints": labels, "mask": mask, "has_mask": known, "has_keypoints": known}
+        weight = known[:, None, None].expand(3, CROP, CROP).float()
+        batch = {"keypoints": labels, "mask": mask, "mask_weight": weight, "has_keypoints": known}
         three = criterion(out, batch)
         out.coarse = Estimate(
             *(x[:2] for x in (out.coarse.verts, out.coarse.joints, out.coarse.scale))
