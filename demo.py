@@ -12,7 +12,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.media import VIDEO_SUFFIXES, Photograph, find_media, read_photograph, read_video
+from datasets.media import (
+    MASK_ENDING,
+    VIDEO_SUFFIXES,
+    Photograph,
+    find_media,
+    read_photograph,
+    read_video,
+)
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, find_animals, open_detector
@@ -39,8 +46,8 @@ def main(argv=None) -> int:
     build.make_output_dir(args.output_dir)
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
-    failed: list[str] = []
     paths = find_media(args.input)
+    failed = [f"{path} is neither photograph nor video" for path in other_files(args.input, paths)]
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     batch: list[Task] = []
     for path in tqdm([p for p in paths if p not in videos], desc="photographs"):
@@ -64,6 +71,13 @@ def main(argv=None) -> int:
     for fault in failed:
         print(f"not done: {fault}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def other_files(inputs: list[Path], paths: list[Path]) -> list[Path]:
+    """Files in the folders among `inputs` that are neither read nor the mask of what is."""
+    read = {*paths, *(path.with_name(path.stem + MASK_ENDING) for path in paths)}
+    inside = [p for folder in inputs if folder.is_dir() for p in sorted(folder.rglob("*"))]
+    return [p for p in inside if p.is_file() and p not in read and not p.name.startswith(".")]
 
 
 def tasks_of(photograph: Photograph, bbox, detector: Detector | None, img_res: int) -> list[Task]:

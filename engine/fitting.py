@@ -70,7 +70,11 @@ class FitSettings:
 
 
 def fit_images(
-    smal: SMAL, pose_prior: GaussianPrior, batch: dict, settings: FitSettings = FitSettings(), start: Prediction | None = None
+    smal: SMAL,
+    pose_prior: GaussianPrior,
+    batch: dict,
+    settings: FitSettings = FitSettings(),
+    start: Prediction | None = None,
 ) -> Prediction:
     """Fits the body, then its vertices, to the annotations of a batch.
 
@@ -97,10 +101,16 @@ def fit_images(
 
 
 def refine_prediction(
-    smal: SMAL, pose_prior: GaussianPrior, batch: dict, start: Prediction, settings: FitSettings | None = None
+    smal: SMAL,
+    pose_prior: GaussianPrior,
+    batch: dict,
+    start: Prediction,
+    settings: FitSettings | None = None,
 ) -> Prediction:
     """Test-time refinement: 100 steps from a network's answer. Arguments and result as in `fit_images`."""
-    return fit_images(smal, pose_prior, batch, settings or FitSettings(body_steps=40, deform_steps=60), start)
+    return fit_images(
+        smal, pose_prior, batch, settings or FitSettings(body_steps=40, deform_steps=60), start
+    )
 
 
 @dataclass
@@ -124,24 +134,42 @@ class _Labels:
         border = batch.get("border_mask", given.new_ones(size))
         outside = ((mask < 0.5) & (border > 0)).cpu().numpy().astype(np.uint8)
         masked = (mask.sum((1, 2)) > 0).float()
-        maps = [cv2.distanceTransform(o, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * float(m) for o, m in zip(outside, masked)]
+        maps = [
+            cv2.distanceTransform(o, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * float(m)
+            for o, m in zip(outside, masked)
+        ]
         distance = torch.from_numpy(np.stack(maps)).to(mask)
         return cls(keypoints, mask, border, distance, masked)
 
     def rows(self, rows: Tensor) -> "_Labels":
-        return _Labels(*(getattr(self, name)[rows] for name in ("keypoints", "mask", "border", "distance", "masked")))
+        return _Labels(
+            *(
+                getattr(self, name)[rows]
+                for name in ("keypoints", "mask", "border", "distance", "masked")
+            )
+        )
 
     def at(self, size: int) -> tuple[Tensor, Tensor]:
         """(B, size, size) border mask, and mask inside it."""
-        mask, border = (interpolate(x[:, None], size=(size, size), mode="area")[:, 0] for x in (self.mask, self.border))
+        mask, border = (
+            interpolate(x[:, None], size=(size, size), mode="area")[:, 0]
+            for x in (self.mask, self.border)
+        )
         return border, mask * border
 
 
-_State = dict[str, Tensor]  # pose (N, 3 J), betas (N, 20), trans (N, 3), log_focal (N, 1), maybe logscale (N, 6)
+_State = dict[
+    str, Tensor
+]  # pose (N, 3 J), betas (N, 20), trans (N, 3), log_focal (N, 1), maybe logscale (N, 6)
 
 
 def _state(start: Prediction) -> _State:
-    state = {"pose": start.pose, "betas": start.betas, "trans": start.trans, "log_focal": start.coarse.scale.log1p()}
+    state = {
+        "pose": start.pose,
+        "betas": start.betas,
+        "trans": start.trans,
+        "log_focal": start.coarse.scale.log1p(),
+    }
     if start.betas_logscale is not None:
         state["logscale"] = start.betas_logscale
     return {name: value.detach().clone() for name, value in state.items()}
@@ -173,10 +201,17 @@ class _Fitter:
         cost = (1 + squared / self.settings.keypoint_scale**2).sqrt() - 1
         return (visible * cost).sum(1) / visible.sum(1).clamp_min(1)
 
-    def silhouette_term(self, estimate: Estimate, labels: _Labels, size: int, sigma: float) -> Tensor:
+    def silhouette_term(
+        self, estimate: Estimate, labels: _Labels, size: int, sigma: float
+    ) -> Tensor:
         """(N,) Dice loss of each image, inside the photograph."""
         border, mask = labels.at(size)
-        drawn = render.soft_silhouette(estimate.plane, self.smal.faces, size, sigma, backend=self.settings.renderer) * border
+        drawn = (
+            render.soft_silhouette(
+                estimate.plane, self.smal.faces, size, sigma, backend=self.settings.renderer
+            )
+            * border
+        )
         dice = 2 * (drawn * mask).sum((1, 2)) / (drawn + mask).sum((1, 2)).clamp_min(1e-6)
         return labels.masked * (1 - dice)
 
@@ -184,7 +219,9 @@ class _Fitter:
         """(N,) mean distance of the vertices from the mask, in tenths of the crop: thin parts count too."""
         xy = estimate.plane[..., :2] * estimate.plane.new_tensor([1, -1])  # (N, V, 2)
         beyond = (xy.abs() - 1).clamp_min(0).sum(-1) * HALF_CROP  # (N, V) pixels
-        inside = grid_sample(labels.distance[:, None], xy[:, None], padding_mode="border", align_corners=False)
+        inside = grid_sample(
+            labels.distance[:, None], xy[:, None], padding_mode="border", align_corners=False
+        )
         return labels.masked * (inside[:, 0, 0] + 0 * beyond).mean(1) / (0.1 * CROP)
 
     def prior_terms(self, state: _State) -> Tensor:
@@ -193,7 +230,10 @@ class _Fitter:
         joints = state["pose"][:, 3 : 3 + len(self.low)]
         excess = (joints - self.high).clamp_min(0) + (self.low - joints).clamp_min(0)
         total = s.w_limits * excess.mean(1)
-        for weight, prior, value in ((s.w_pose, self.pose_prior, "pose"), (s.w_betas, self.shape_prior, "betas")):
+        for weight, prior, value in (
+            (s.w_pose, self.pose_prior, "pose"),
+            (s.w_betas, self.shape_prior, "betas"),
+        ):
             total = total + weight * ((state[value] - prior.mean) @ prior.factor).pow(2).mean(1)
         if "logscale" in state:
             total = total + s.w_logscale * (state["logscale"] / s.logscale_std).pow(2).mean(1)
@@ -212,7 +252,9 @@ class _Fitter:
                 estimate = self.estimate(state)
                 total = s.w_keypoints * self.keypoint_term(estimate, each) + self.prior_terms(state)
                 if len(blind):
-                    seen = Estimate(estimate.verts[blind], estimate.joints[blind], estimate.scale[blind])
+                    seen = Estimate(
+                        estimate.verts[blind], estimate.joints[blind], estimate.scale[blind]
+                    )
                     term = self.silhouette_term(seen, few, s.body_size // 2, s.body_sigma[0])
                     total = total.index_add(0, blind, s.w_silhouette * term)
                 return total
@@ -221,7 +263,9 @@ class _Fitter:
             with torch.no_grad():
                 estimate = self.estimate(state)
                 total = s.w_keypoints * self.keypoint_term(estimate, each) + self.prior_terms(state)
-                total += s.w_silhouette * self.silhouette_term(estimate, each, s.body_size, s.deform_sigma[0])
+                total += s.w_silhouette * self.silhouette_term(
+                    estimate, each, s.body_size, s.deform_sigma[0]
+                )
                 best = total.view(-1, count).argsort(1)[:, :kept]  # (B, kept)
             state, count = _rows(state, (best + images[:, None] * count).flatten()), kept
         return state
@@ -233,7 +277,9 @@ class _Fitter:
         turns = torch.arange(s.headings, device=device) * 2 * math.pi / s.headings
         pose = self.pose_prior.mean.repeat(s.headings, 1)
         facing = rodrigues(torch.tensor(FACING, device=device))
-        pose[:, :3] = torch.stack([_axis_angle(rodrigues(turn * turn.new_tensor([0, 1, 0])) @ facing) for turn in turns])
+        pose[:, :3] = torch.stack(
+            [_axis_angle(rodrigues(turn * turn.new_tensor([0, 1, 0])) @ facing) for turn in turns]
+        )
         state = {
             "pose": pose.repeat(batch, 1),
             "betas": self.shape_prior.mean.repeat(batch * s.headings, 1),
@@ -247,20 +293,34 @@ class _Fitter:
         visible = each.keypoints[..., 2] > 0  # (N, 20)
         row, column = (torch.arange(CROP, device=device) + 0.5 for _ in range(2))
         mask = each.mask > 0.5
-        pixels = torch.cat([_ends(row, mask.any(2)), _ends(column, mask.any(1))], 1)[:, [0, 2, 1, 3]].view(-1, 2, 2)
+        pixels = torch.cat([_ends(row, mask.any(2)), _ends(column, mask.any(1))], 1)[
+            :, [0, 2, 1, 3]
+        ].view(-1, 2, 2)
         drawn = torch.stack(
-            [CROP - HALF_CROP * (estimate.plane[..., 1] + 1), HALF_CROP * (estimate.plane[..., 0] + 1)], -1
+            [
+                CROP - HALF_CROP * (estimate.plane[..., 1] + 1),
+                HALF_CROP * (estimate.plane[..., 0] + 1),
+            ],
+            -1,
         )  # (N, V, 2)
         by_mask = pixels, torch.stack([drawn.amin(1), drawn.amax(1)], 1)
         by_keypoints = _box(each.keypoints[..., :2], visible), _box(estimate.keypoints_px, visible)
         enough = (visible.sum(1) >= s.few_keypoints)[:, None, None]
-        wanted, found = (torch.where(enough, k, m) for k, m in zip(by_keypoints, by_mask, strict=True))  # (N, 2, 2)
-        ratio = ((wanted[:, 1] - wanted[:, 0]).norm(dim=1) / (found[:, 1] - found[:, 0]).norm(dim=1)).nan_to_num(1)
+        wanted, found = (
+            torch.where(enough, k, m) for k, m in zip(by_keypoints, by_mask, strict=True)
+        )  # (N, 2, 2)
+        ratio = (
+            (wanted[:, 1] - wanted[:, 0]).norm(dim=1) / (found[:, 1] - found[:, 0]).norm(dim=1)
+        ).nan_to_num(1)
         ratio = ratio.clamp(0.05, 20)[:, None]  # (N, 1)
         state["log_focal"] += ratio.log()
-        shift = ((wanted.mean(1) - HALF_CROP) - ratio * (found.mean(1) - HALF_CROP)).nan_to_num(0)  # (N, 2) row, column
+        shift = ((wanted.mean(1) - HALF_CROP) - ratio * (found.mean(1) - HALF_CROP)).nan_to_num(
+            0
+        )  # (N, 2) row, column
         shift = shift[:, [1, 0]] * shift.new_tensor([1, -1])  # x, y in pixels
-        state["trans"][:, :2] += shift * (DISTANCE + START_DEPTH) / (FOCAL * state["log_focal"].exp())
+        state["trans"][:, :2] += (
+            shift * (DISTANCE + START_DEPTH) / (FOCAL * state["log_focal"].exp())
+        )
         return state
 
     def rates(self, state: _State) -> list[float]:
@@ -296,7 +356,10 @@ class _Fitter:
             over = (squared - s.free_stretch**2).clamp_min(0)
             return (
                 s.w_keypoints * self.keypoint_term(estimate, labels)
-                + s.w_silhouette * self.silhouette_term(estimate, labels, s.deform_size, _between(*s.deform_sigma, progress))
+                + s.w_silhouette
+                * self.silhouette_term(
+                    estimate, labels, s.deform_size, _between(*s.deform_sigma, progress)
+                )
                 + s.w_outside * self.outside_term(estimate, labels)
                 + s.w_stretch * squared.mean(1)
                 + s.w_overstretch * over.pow(2).mean(1)
@@ -306,9 +369,18 @@ class _Fitter:
         with torch.no_grad():
             del_v = modes @ weights.detach()
             coarse, refined = self.estimate(state), self.estimate(state, del_v)
-            features = start.features if start else ImageFeatures((), modes.new_zeros(len(del_v), 0))
+            features = (
+                start.features if start else ImageFeatures((), modes.new_zeros(len(del_v), 0))
+            )
             return Prediction(
-                coarse, state["trans"], state["pose"], state["betas"], state.get("logscale"), features, refined, del_v
+                coarse,
+                state["trans"],
+                state["pose"],
+                state["betas"],
+                state.get("logscale"),
+                features,
+                refined,
+                del_v,
             )
 
 
@@ -319,7 +391,10 @@ def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]
     length = np.linalg.norm(verts[links.row] - verts[links.col], axis=1)
     length = np.maximum(length, 0.2 * np.median(length))
     count = len(length)
-    entries = np.concatenate([1 / length, -1 / length]), (np.tile(np.arange(count), 2), np.concatenate([links.row, links.col]))
+    entries = (
+        np.concatenate([1 / length, -1 / length]),
+        (np.tile(np.arange(count), 2), np.concatenate([links.row, links.col])),
+    )
     stretch = scipy.sparse.csr_matrix(entries, shape=(count, smal.num_verts))
     laplacian = stretch.T @ stretch
     laplacian = (laplacian / laplacian.diagonal().mean()).tocsc()
@@ -331,7 +406,11 @@ def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]
 
 
 def _descend(
-    params: list[Tensor], rates: list[float], steps: int, loss: Callable[[float], Tensor], uniform: bool = False
+    params: list[Tensor],
+    rates: list[float],
+    steps: int,
+    loss: Callable[[float], Tensor],
+    uniform: bool = False,
 ) -> None:
     """Adam with rates falling to a tenth along half a cosine; `loss(progress)` gives one value per image.
 

@@ -200,7 +200,7 @@ def strip(
         mesh = _drawn(image, faces, plane, estimate.verts, color, backend)
         labels = sample["keypoints"] if bool(sample["has_keypoints"]) else None
         points = draw_keypoints(image, estimate.keypoints_px[0], labels)
-        legend = [("predicted", PREDICTED), ("labelled", LABEL)]
+        legend = [("predicted", PREDICTED), ("labelled", LABEL)][: 1 + (labels is not None)]
         tiles += [
             add_caption(mesh, f"{name} mesh"),
             add_caption(points, f"{name} keypoints{_percent('PCK', pck)}", legend),
