@@ -82,6 +82,5 @@ def _parse(line: str, size: tuple[int, int]) -> dict:
     center, extent = numbers[1:3] * size, numbers[3:5] * size
     joints = numbers[5:].reshape(-1, 3) * [*size, 1]  # (24, 3) x, y, visible
     box = np.concatenate([center - extent / 2, extent])
-    # Labels are whole pixels, written relative with six digits: the rest is rounding.
-    box, joints = np.round(box, 2), np.round(joints, 2)
+    box = np.round(box, 2)  # of whole pixels, written relative with six digits
     return {"img_width": size[0], "img_height": size[1], "img_bbox": box, "joints": joints}
