@@ -43,11 +43,14 @@ class Problem:
 
 def _read_list_bytes(path: Path, expected: str) -> bytes:
     """The content of a list's or a split's file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} is missing: {expected}")
-    if path.stat().st_size > MOST_LIST_BYTES:
-        raise InputError(f"{path} holds more than {MOST_LIST_BYTES} bytes: download it again")
-    return path.read_bytes()
+    try:
+        if path.stat().st_size > MOST_LIST_BYTES:
+            raise InputError(f"{path} holds more than {MOST_LIST_BYTES} bytes: download it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_list(path: Path) -> list:
@@ -95,7 +98,7 @@ def read_split(path: Path, num_entries: int) -> np.ndarray:
 def image_folder(folder: Path) -> Path:
     """`folder`/Images, or images as some users have it."""
     for name in ("Images", "images"):
-        if (folder / name).is_dir():
+        if os.path.isdir(folder / name):
             return folder / name
     raise InputError(
         f"{folder / 'Images'} is missing: put the data set's images there (data/README.md)"
@@ -230,7 +233,7 @@ def mask_problem(entry: dict) -> str | None:
 
 def image_problem(entry: dict, path: Path, sha256: str | None) -> str | None:
     """What is wrong with an entry's image file; None where all is well."""
-    if not path.exists():
+    if not os.path.exists(path):
         return f"image missing ({path})"
     try:
         height, width = read_image(path, sha256).shape[:2]

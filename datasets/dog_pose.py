@@ -51,11 +51,11 @@ class DogPose(LabelledImages):
                 "the data set as ultralytics downloads it (data/README.md)"
             )
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        entries = [e for path in paths for e in _read_entries(path, labels / f"{path.stem}.txt")]
+        entries = [e for path in paths for e in read_entries(path, labels / f"{path.stem}.txt")]
         return entries, np.arange(len(entries))
 
 
-def _read_entries(image: Path, label: Path) -> list[dict]:
+def read_entries(image: Path, label: Path) -> list[dict]:
     """The dogs of an image; one entry with a problem where the image or its label is unusable."""
     try:
         if not label.is_file():
