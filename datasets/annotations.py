@@ -151,7 +151,7 @@ def labels_problem(entry, keys: Sequence[str]) -> str | None:
     """
     if not isinstance(entry, dict):
         return f"entry is {type(entry).__name__}, not an object"
-    if "problem" in entry:
+    if entry.get("problem"):  # found while the list was read
         return str(entry["problem"])
     missing = [key for key in keys if key not in entry]
     if missing:
@@ -178,19 +178,18 @@ def path_problem(path) -> str | None:
         return f"img_path {printable(path)} holds characters that no file name should"
     if Path(path).is_absolute() or ".." in Path(path).parts:
         return f"img_path {path} leads out of the folder of images"
-    longest = max(len(os.fsencode(part)) for part in Path(path).parts)
-    if longest > 255 or len(os.fsencode(entry_name({"img_path": path}))) > MOST_NAME_BYTES:
+    longest = max(len(part.encode()) for part in Path(path).parts)
+    if longest > 255 or len(entry_name({"img_path": path}).encode()) > MOST_NAME_BYTES:
         return f"img_path {path[:40]}... is too long ({len(path)} characters)"
     return None
 
 
 def joints_problem(joints: np.ndarray, width: int, height: int) -> str | None:
     """What is wrong with joints (N, 3) x, y, visible in an image of this size."""
-    if joints.ndim != 2 or joints.shape[1] != 3:
+    counts = range(NUM_KEYPOINTS, MOST_JOINTS + 1)
+    if joints.ndim != 2 or joints.shape[1] != 3 or len(joints) not in counts:
         return f"joints have shape {joints.shape}, expected ({MOST_JOINTS}, 3)"
-    if not NUM_KEYPOINTS <= len(joints) <= MOST_JOINTS:
-        return f"joints have shape {joints.shape}, expected ({MOST_JOINTS}, 3)"
-    size = np.array([width, height])
+    joints, size = joints[:NUM_KEYPOINTS], np.array([width, height])
     far = (joints[:, :2] < -size) | (joints[:, :2] > 2 * size)  # (N, 2), NaN is never far
     far = far.any(1) & (joints[:, 2] > 0)
     if far.any():
