@@ -43,11 +43,14 @@ class Problem:
 
 def _read_list_bytes(path: Path, expected: str) -> bytes:
     """The content of a list's or a split's file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} is missing: {expected}")
-    if path.stat().st_size > MOST_LIST_BYTES:
-        raise InputError(f"{path} holds more than {MOST_LIST_BYTES} bytes: download it again")
-    return path.read_bytes()
+    try:
+        if path.stat().st_size > MOST_LIST_BYTES:
+            raise InputError(f"{path} holds more than {MOST_LIST_BYTES} bytes: download it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_list(path: Path) -> list:
@@ -95,7 +98,7 @@ def read_split(path: Path, num_entries: int) -> np.ndarray:
 def image_folder(folder: Path) -> Path:
     """`folder`/Images, or images as some users have it."""
     for name in ("Images", "images"):
-        if (folder / name).is_dir():
+        if os.path.isdir(folder / name):
             return folder / name
     raise InputError(
         f"{folder / 'Images'} is missing: put the data set's images there (data/README.md)"
@@ -148,7 +151,7 @@ def labels_problem(entry, keys: Sequence[str]) -> str | None:
     """
     if not isinstance(entry, dict):
         return f"entry is {type(entry).__name__}, not an object"
-    if "problem" in entry:
+    if entry.get("problem"):  # found while the list was read
         return str(entry["problem"])
     missing = [key for key in keys if key not in entry]
     if missing:
@@ -175,19 +178,18 @@ def path_problem(path) -> str | None:
         return f"img_path {printable(path)} holds characters that no file name should"
     if Path(path).is_absolute() or ".." in Path(path).parts:
         return f"img_path {path} leads out of the folder of images"
-    longest = max(len(os.fsencode(part)) for part in Path(path).parts)
-    if longest > 255 or len(os.fsencode(entry_name({"img_path": path}))) > MOST_NAME_BYTES:
+    longest = max(len(part.encode()) for part in Path(path).parts)
+    if longest > 255 or len(entry_name({"img_path": path}).encode()) > MOST_NAME_BYTES:
         return f"img_path {path[:40]}... is too long ({len(path)} characters)"
     return None
 
 
 def joints_problem(joints: np.ndarray, width: int, height: int) -> str | None:
     """What is wrong with joints (N, 3) x, y, visible in an image of this size."""
-    if joints.ndim != 2 or joints.shape[1] != 3:
+    counts = range(NUM_KEYPOINTS, MOST_JOINTS + 1)
+    if joints.ndim != 2 or joints.shape[1] != 3 or len(joints) not in counts:
         return f"joints have shape {joints.shape}, expected ({MOST_JOINTS}, 3)"
-    if not NUM_KEYPOINTS <= len(joints) <= MOST_JOINTS:
-        return f"joints have shape {joints.shape}, expected ({MOST_JOINTS}, 3)"
-    size = np.array([width, height])
+    joints, size = joints[:NUM_KEYPOINTS], np.array([width, height])
     far = (joints[:, :2] < -size) | (joints[:, :2] > 2 * size)  # (N, 2), NaN is never far
     far = far.any(1) & (joints[:, 2] > 0)
     if far.any():
@@ -230,7 +232,7 @@ def mask_problem(entry: dict) -> str | None:
 
 def image_problem(entry: dict, path: Path, sha256: str | None) -> str | None:
     """What is wrong with an entry's image file; None where all is well."""
-    if not path.exists():
+    if not os.path.exists(path):
         return f"image missing ({path})"
     try:
         height, width = read_image(path, sha256).shape[:2]

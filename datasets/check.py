@@ -7,6 +7,7 @@ Exits with 1 where something is unusable, with 0 where all is well.
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 
 from util.errors import InputError, run_cli
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     unusable = max(len(rows) - 1, 0)
     print(f"{args.dataset}: {total} images in {', '.join(splits)}, {unusable} unusable")
     if simplejpeg is None:
-        print("Damaged JPEG files that still decode were not looked for: pip install simplejpeg")
+        note = "damaged JPEG files that still decode were not looked for: pip install simplejpeg"
+        print(note, file=sys.stderr)
     if args.write_checksums:
         lines = [
             f"{hashlib.sha256(read_bytes(path)).hexdigest()}  {path.relative_to(root).as_posix()}\n"

@@ -51,11 +51,11 @@ class DogPose(LabelledImages):
                 "the data set as ultralytics downloads it (data/README.md)"
             )
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        entries = [e for path in paths for e in _read_entries(path, labels / f"{path.stem}.txt")]
+        entries = [e for path in paths for e in read_entries(path, labels / f"{path.stem}.txt")]
         return entries, np.arange(len(entries))
 
 
-def _read_entries(image: Path, label: Path) -> list[dict]:
+def read_entries(image: Path, label: Path) -> list[dict]:
     """The dogs of an image; one entry with a problem where the image or its label is unusable."""
     try:
         if not label.is_file():
@@ -82,6 +82,5 @@ def _parse(line: str, size: tuple[int, int]) -> dict:
     center, extent = numbers[1:3] * size, numbers[3:5] * size
     joints = numbers[5:].reshape(-1, 3) * [*size, 1]  # (24, 3) x, y, visible
     box = np.concatenate([center - extent / 2, extent])
-    # Labels are whole pixels, written relative with six digits: the rest is rounding.
-    box, joints = np.round(box, 2), np.round(joints, 2)
+    box = np.round(box, 2)  # of whole pixels, written relative with six digits
     return {"img_width": size[0], "img_height": size[1], "img_bbox": box, "joints": joints}

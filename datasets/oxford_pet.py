@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torchvision
 
 from util.errors import InputError
 
@@ -86,4 +85,6 @@ def _read_label(path: Path) -> dict:
 
 def download(data_dir: str | Path) -> None:
     """Downloads the data set by torchvision's own downloader."""
+    import torchvision  # takes seconds, and only this needs it
+
     torchvision.datasets.OxfordIIITPet(data_dir, download=True)

@@ -82,6 +82,7 @@ FAULTS = {  # what is done to the first entry or its image, and what the problem
     "NUL in path": (label(img_path="breed/dog\0.png"), r"breed/dog\x00.png holds characters"),
     "no UTF-8": (label(img_path="breed/dog_\udcff.png"), r"breed/dog_\udcff.png holds"),
     "folder as image": (label(img_path="breed"), "breed is missing"),
+    "huge mask": (label(img_width=2**14, img_height=2**14, seg="0"), "image of 16384 x 16384"),
     "few joints": (label(joints=[[1, 2, 1]] * 4), "joints have shape (4, 3)"),
     "ragged joints": (label(joints=[[1, 2], [1, 2, 3], "x"]), "not numbers"),
 }
