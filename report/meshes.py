@@ -25,7 +25,7 @@ from trimesh.visual import ColorVisuals
 from model.outputs import Estimate
 from render import rasterize
 from render.shading import CLAY, shade
-from smal_model.joints import KEYPOINT_JOINTS, NAMES
+from smal_model.joints import KEYPOINT_JOINTS, KEYPOINT_NAMES, NAMES
 from smal_model.mesh import adjacency, vertex_normals
 from util.camera import CROP, DISTANCE, FOCAL
 from util.files import atomic_write, write_json
@@ -39,23 +39,6 @@ JOINT_NAMES = (
     *NAMES,
     *LANDMARKS,
 )  # SMAL's words: its left is the right of the animal that one sees
-KEYPOINT_NAMES = (
-    *(
-        f"{leg}_{part}"
-        for leg in ("left_front", "left_rear", "right_front", "right_rear")
-        for part in ("paw", "middle", "top")
-    ),
-    *(
-        "tail_start",
-        "tail_end",
-        "left_ear_base",
-        "right_ear_base",
-        "nose",
-        "chin",
-        "left_ear_tip",
-        "right_ear_tip",
-    ),
-)
 VISIBILITY_SIZE = 512  # side of the z-buffer that decides which vertices a photograph shows, pixels
 
 

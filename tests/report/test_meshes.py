@@ -31,8 +31,8 @@ from util.camera import CROP, project, to_pixels
 
 
 @pytest.fixture(scope="module")
-def smal(made_up_body):
-    return SMAL(made_up_body / "smal")
+def smal(synthetic_body):
+    return SMAL(synthetic_body / "smal")
 
 
 @pytest.fixture(scope="module")

@@ -177,10 +177,10 @@ def test_curves_agree_with_the_metric():
         assert value == pytest.approx(float(pck(predicted, keypoints, area, 0.15, group).nanmean()))
 
 
-def test_the_size_of_a_hundred_images(tmp_path, made_up_body):
+def test_the_size_of_a_hundred_images(tmp_path, synthetic_body):
     from smal_model import SMAL
 
-    smal = SMAL(made_up_body / "smal")
+    smal = SMAL(synthetic_body / "smal")
     mesh, colors = smal.template, np.random.default_rng(0).random((smal.num_verts, 3))
     meshes = {"coarse": mesh, "refined": mesh}
     images = [
