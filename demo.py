@@ -20,6 +20,7 @@ from engine.options import demo_parser
 from engine.predict import Predictor, Task, sample_of
 from engine.video import follow, smooth_prediction
 from report.gallery import Gallery
+from synthetic.body import write_body
 from util.errors import InputError, run_cli
 
 
@@ -28,7 +29,7 @@ def main(argv=None) -> int:
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
-    folder = body_folder(args, checkpoint)
+    folder = body_folder(args)
     model = build.load_network(config, folder, checkpoint).to(device)
     refine = build.mask_refiner(model.smal, folder, args.renderer) if args.refine else None
     predictor = Predictor(model, refine)
@@ -66,7 +67,7 @@ def main(argv=None) -> int:
 
 
 def tasks_of(photograph: Photograph, bbox, detector: Detector | None, img_res: int) -> list[Task]:
-    """The animals of a photograph, each with its crop: of --bbox, its mask file, or the detector."""
+    """The animals of a photograph, each with its crop: --bbox, its mask, or what is detected."""
     image, mask = photograph.image, photograph.mask
     if bbox is not None:
         animals = [Animal(np.array(bbox), mask)]
@@ -97,7 +98,8 @@ def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, dete
 
     box = None if args.bbox is None else [Animal(np.array(args.bbox))]
     animals = follow([box or find_animals(image, detector) for image in frames()])
-    parts, crops = [], []
+    parts: list = []
+    crops: list = []
     samples: list[dict] = []
     for image, animal in zip(frames(), animals, strict=True):
         samples.append(sample_of(image, animal, predictor.img_res, path.stem))
@@ -112,13 +114,11 @@ def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, dete
     gallery.add_video(path.stem, frames(), out, crops, rate)
 
 
-def body_folder(args, checkpoint) -> Path:
-    """The folder of the body: --param_dir or --data_dir, else the embedded one, made where needed."""
+def body_folder(args) -> Path:
+    """The folder of the body: --param_dir or --data_dir, else the embedded one, made here."""
     folder = build.param_dir(args)
     if (folder / "smal").is_dir():
         return folder
-    from synthetic.body import write_body
-
     own = args.output_dir / "body"
     if not (own / "smal").is_dir():
         print(f"{folder} holds no body: the embedded one is made in {own}.")

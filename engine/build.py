@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import datasets
 import render
-from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, build_backbone
+from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, Prediction, build_backbone
 from model.backbone import Backbone
 from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
@@ -20,6 +20,7 @@ from util.camera import CROP
 from util.errors import Finished, InputError
 
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
+from .fitting import refine_prediction
 from .loaders import make_loader
 from .options import STEERING, select_device
 from .run_folder import CHECKPOINT, RunFolder

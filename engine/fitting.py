@@ -24,7 +24,7 @@ from smal_model.joints import NUM_KEYPOINTS
 from smal_model.lbs import rodrigues
 from smal_model.mesh import SparseMap, adjacency
 from smal_model.priors import GaussianPrior, joint_limits
-from smal_model.smal import NUM_BETAS, NUM_LOGSCALES
+from smal_model import NUM_BETAS, NUM_LOGSCALES
 from util.camera import CROP, DISTANCE, FOCAL, HALF_CROP, project
 
 FACING = (-1.20919958, 1.20919958, 1.20919958)  # axis-angle: upright, facing the camera

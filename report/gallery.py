@@ -1,4 +1,4 @@
-"""What demo.py leaves: overlays in the photographs, strips, meshes, turntables, a video, the page."""
+"""What demo.py leaves: overlays, strips, meshes, turntables, videos, the page."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Gallery:
         write_png(self.folder / f"{name}_strip.png", row)
         height, width = task.image.shape[:2]
         photograph = Photograph(task.path.name, width, height, *task.crop)
-        parameters = {"pose": out.pose, "betas": out.betas, "trans": out.trans}
+        parameters: dict = {"pose": out.pose, "betas": out.betas, "trans": out.trans}
         parameters |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
         given = {k: v[i : i + 1] for k, v in parameters.items() if v is not None}
         given["scale"] = finest.scale
@@ -59,12 +59,13 @@ class Gallery:
         image.files = {"overlay": f"{name}_overlay.png", "parameters": f"{name}_estimate.json"}
         image.files |= {f"{k}.glb": f"{name}_{k}.glb" for k in estimates}
         crop = to_image(task.sample["image"])
-        for kind, estimate in estimates.items():
-            verts, plane = estimate.verts[0], estimate.plane[0]
-            image.meshes[kind] = array_of(verts)
-            image.colors[kind] = vertex_colors(crop, verts, plane, self.faces)
+        image.meshes = {k: array_of(e.verts[0]) for k, e in estimates.items()}
+        shown = {
+            k: vertex_colors(crop, e.verts[0], e.plane[0], self.faces) for k, e in estimates.items()
+        }
+        image.colors = shown
         if self.turning:
-            colors = image.colors[kind]
+            colors = shown["refined" if "refined" in shown else "coarse"]
             turntable(self.folder / f"{name}_turntable.gif", finest.verts[0], self.faces, colors)
         self.images.append(image)
 

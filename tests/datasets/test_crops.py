@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 import datasets
 from datasets import build_dataset, train_val
-from util.images import to_image
 from util.errors import InputError
+from util.images import to_image
 
 from .small_set import edit, make_entry, photo_path, write_set
 
