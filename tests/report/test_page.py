@@ -20,8 +20,11 @@ EVIL = '</script><script>window.ran = 1</script><img src=x onerror="ran=1">"&{{d
 
 
 def ball(subdivisions: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A long body and a smaller one behind it, seen from the end."""
     sphere = trimesh.creation.icosphere(subdivisions)
-    return sphere.vertices * [0.4, 0.5, 1.0], sphere.faces
+    verts, faces = sphere.vertices * [0.4, 0.5, 1.0], sphere.faces
+    behind = sphere.vertices * 0.2 + [0, 0, 1.3]
+    return np.concatenate([verts, behind]), np.concatenate([faces, faces + len(verts)])
 
 
 def make_images(folder: Path) -> list[PageImage]:
