@@ -1,5 +1,5 @@
-# make demo   everything on made-up dogs: environment, data, three stages, evaluation
-# make test   environment, tests and lint
+# make demo   everything on synthetic dogs: environment, data, three stages, evaluation
+# make test   environment, lint, types, import contracts and tests
 # make clean-demo   removes what `make demo` made
 
 VENV := .venv
@@ -14,11 +14,14 @@ REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 10 -
 .PHONY: demo test clean-demo
 
 demo: $(OUT)/results/.done
-	@echo "Look at $(OUT)/results: stanford_report.txt, and a strip of pictures for each dog (.png)."
-	@echo "Training curves and pictures: $(VENV)/bin/tensorboard --logdir $(OUT)"
+	@echo "Look at $(OUT)/results: stanford_report.txt, and a strip of images for each dog (.png)."
+	@echo "Training curves and images: $(VENV)/bin/tensorboard --logdir $(OUT)"
 
 test: $(VENV)/.tests-installed
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 	$(PYTHON) -m pytest
 
 clean-demo:
@@ -29,15 +32,15 @@ $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.tests-installed: $(VENV)/.installed
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check pytest ruff
+$(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-# A finished step leaves `.done` in its folder; `make demo` goes on from there.
+# A finished step leaves `.done` in its folder; `make demo` resumes there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
 
-# Adam keeps its learning rate, so each phase goes on from the one before with a lower one.
+# Adam keeps its learning rate, so each phase resumes the one before with a lower one.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
 	$(STAGE1) --nEpochs 8 --lr 7e-4 --backbone resnet18 --img_res 64 --backbone_weights none
 	$(STAGE1) --nEpochs 12 --lr 2e-4 --resume $(OUT)/stage1/checkpoint.pth.tar

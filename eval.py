@@ -1,48 +1,53 @@
 """Evaluates a checkpoint of any stage: PCK and IoU of the coarse and the refined mesh.
 
-python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --gpu_ids 0 --local_feat --save_results
-python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --gpu_ids 0 --local_feat --dataset animal_pose
+python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --gpu_ids 0 \
+    --local_feat --save_results
+python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --gpu_ids 0 \
+    --local_feat --dataset animal_pose
 """
 
-import datasets
-from util.build import build_model, check_renderer, start_from
-from util.checkpoint import load_checkpoint
-from util.options import (
-    NETWORK_DEFAULTS,
-    REFINER_DEFAULTS,
-    check_output_dir,
-    eval_parser,
-    make_output_dir,
-    one_sentence,
-    resolve_network,
-    select_device,
-)
-from util.results import evaluate_and_report
+from engine import build
+from engine.checkpoint import load_checkpoint
+from engine.evaluate import evaluate
+from engine.loaders import make_loader
+from engine.options import eval_parser
+from report import tables
+from report.results import Results
+from util.errors import InputError, run_cli
 
 
-def main(arguments=None):
-    args = eval_parser().parse_args(arguments)
-    with one_sentence():
-        if args.resume is None:
-            raise ValueError("--resume is missing: give the checkpoint to evaluate")
-        checkpoint = load_checkpoint(args.resume)
-        resolve_network(args, checkpoint.options, NETWORK_DEFAULTS | REFINER_DEFAULTS, checkpoint.path)
-        check_output_dir(args)
-        device = select_device(args)
-        check_renderer(args, device)
-        model = build_model(args, refined=not checkpoint.coarse_only)
-        start_from(model, checkpoint)
-        model.to(device)
-        dataset = datasets.build_dataset(args.dataset, args.data_dir, args.split, img_res=args.img_res, truth=True)
-        if dataset.has_truth and len(dataset[0]["truth_verts"]) != model.smal.num_verts:
-            raise ValueError(
-                f"{dataset.root} holds pictures of another body than {args.param_dir or args.data_dir}; leave out --param_dir"
-            )
-        make_output_dir(args)
-    if dataset.excluded:
-        print(f"{dataset.excluded} unusable images are left out; python -m datasets.check lists them.")
-    evaluate_and_report(model, dataset, args, device, args.resume, dataset.excluded)
+def main(argv=None):
+    args = eval_parser().parse_args(argv)
+    evaluate_checkpoint(args, args.split)
+
+
+def evaluate_checkpoint(args, split: str) -> None:
+    """Evaluates --resume on a split; writes report, page and, with --save_results, each image."""
+    if args.resume is None:
+        raise InputError("--resume is missing: give the checkpoint to evaluate")
+    device = build.prepare(args)
+    checkpoint = load_checkpoint(args.resume)
+    config = build.resolve_network(args, checkpoint, checkpoint.refined)
+    model = build.load_network(config, build.param_dir(args), checkpoint).to(device)
+    dataset, excluded = build.build_test_set(args, split, config.img_res, model.smal)
+    build.make_output_dir(args.output_dir)
+    if excluded:
+        print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
+
+    results = Results(args.output_dir, model.smal.faces, args.renderer, args.save_results)
+    loader = make_loader(dataset, args.batch_size, args.num_works, device)
+    scores = evaluate(model, loader, args.renderer, results.add)
+    report = tables.summarize(scores) | {
+        "dataset": args.dataset,
+        "excluded": excluded,
+        "checkpoint": str(args.resume),
+        "options": vars(args) | config.to_dict(),
+    }
+    tables.write_report(args.output_dir, report, scores)
+    facts = {"checkpoint": args.resume, "split": split}
+    results.write_page(f"Evaluation on {args.dataset}", facts)
+    print(f"{tables.format_report(report)}\nResults are in {args.output_dir}.")
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

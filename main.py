@@ -1,15 +1,53 @@
-"""Stage 1: trains the coarse network, which regresses SMAL parameters and a camera from a picture.
+"""Stage 1: trains the coarse network, which regresses SMAL parameters and a camera from an image.
 
 python main.py --batch_size 32 --output_dir logs/stage1 --gpu_ids 0
 """
 
-from util.options import stage1_parser
-from util.train import train
+import torch
+
+from engine import build
+from engine.checkpoint import TrainState, load_checkpoint
+from engine.evaluate import evaluate
+from engine.loop import fit
+from engine.losses import Criterion, LossWeights
+from engine.options import check_training, stage1_parser
+from eval import evaluate_checkpoint
+from report.overlays import Preview
+from util.errors import run_cli
 
 
-def main(arguments=None):
-    train(stage1_parser().parse_args(arguments), refined=False)
+def main(argv=None):
+    args = stage1_parser().parse_args(argv)
+    check_training(args, refined=False)
+    if args.evaluate:
+        return evaluate_checkpoint(args, "val")
+    device = build.prepare(args)
+
+    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    config = build.resolve_network(args, checkpoint, refined=False)
+    model = build.build_training_model(args, config, checkpoint).to(device)
+    if args.bf16 and build.has_bf16(device):
+        model.use_bf16()
+    loaders = build.build_loaders(args, config, device)
+
+    weights = LossWeights(args.w_kpts, args.w_betas_prior, args.w_pose_prior)
+    priors = build.build_priors(args, model.smal)
+    criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    state = TrainState(model, optimizer, config, 1, build.training_options(args))
+
+    with build.open_run(state, checkpoint, args, loaders) as run:
+        preview = Preview(model, loaders.val.dataset, args.renderer)
+        fit(
+            state,
+            criterion,
+            loaders.train,
+            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            run=run,
+            epochs=args.nEpochs,
+            on_validation=lambda state: run.image("val", preview.draw(), state.step),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

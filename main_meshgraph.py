@@ -1,18 +1,73 @@
-"""Stages 2 and 3: train the graph network that refines the mesh; stage 2 with the coarse network frozen, stage 3 both together.
+"""Stages 2 and 3: train the graph network that refines the mesh, then both networks.
 
-python main_meshgraph.py --output_dir logs/stage2 --nEpochs 10 --local_feat --batch_size 32 --freezecoarse --gpu_ids 0 \
-    --pretrained logs/stage1/checkpoint.pth.tar
-python main_meshgraph.py --output_dir logs/stage3 --nEpochs 200 --lr 1e-5 --local_feat --w_arap 10000 --w_dice 1000 \
-    --w_dice_refine 100 --w_pose_limit_prior 5000 --resume logs/stage2/checkpoint.pth.tar --gpu_ids 0
+python main_meshgraph.py --output_dir logs/stage2 --nEpochs 10 --local_feat --batch_size 32 \
+    --freezecoarse --gpu_ids 0 --pretrained logs/stage1/checkpoint.pth.tar
+python main_meshgraph.py --output_dir logs/stage3 --nEpochs 200 --lr 1e-5 --local_feat \
+    --w_arap 10000 --w_dice 1000 --w_dice_refine 100 --w_pose_limit_prior 5000 \
+    --resume logs/stage2/checkpoint.pth.tar --gpu_ids 0
 """
 
-from util.options import meshgraph_parser
-from util.train import train
+import torch
+
+from engine import build
+from engine.checkpoint import TrainState, load_checkpoint
+from engine.evaluate import evaluate
+from engine.loop import fit
+from engine.losses import Criterion, LossWeights
+from engine.options import check_training, meshgraph_parser
+from eval import evaluate_checkpoint
+from report.overlays import Preview
+from util.errors import run_cli
 
 
-def main(arguments=None):
-    train(meshgraph_parser().parse_args(arguments), refined=True)
+def main(argv=None):
+    args = meshgraph_parser().parse_args(argv)
+    check_training(args, refined=True)
+    if args.evaluate:
+        return evaluate_checkpoint(args, "val")
+    device = build.prepare(args)
+
+    source = args.resume or args.pretrained
+    checkpoint = load_checkpoint(source) if source else None
+    config = build.resolve_network(args, checkpoint, refined=True)
+    model = build.build_training_model(args, config, checkpoint).to(device)
+    if args.freezecoarse:
+        model.freeze_coarse()
+    if args.bf16 and build.has_bf16(device):
+        model.use_bf16()
+    loaders = build.build_loaders(args, config, device)
+
+    weights = LossWeights(
+        kpts=args.w_kpts,
+        betas_prior=args.w_betas_prior,
+        pose_prior=args.w_pose_prior,
+        pose_limit_prior=args.w_pose_limit_prior,
+        dice=args.w_dice,
+        kpts_refine=args.w_kpts_refine,
+        dice_refine=args.w_dice_refine,
+        arap=args.w_arap,
+        alpha=args.alpha,
+        beta=args.beta,
+    )
+    priors = build.build_priors(args, model.smal)
+    criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
+    stage = 2 if args.freezecoarse else 3
+    state = TrainState(model, optimizer, config, stage, build.training_options(args))
+
+    with build.open_run(state, checkpoint, args, loaders) as run:
+        preview = Preview(model, loaders.val.dataset, args.renderer)
+        fit(
+            state,
+            criterion,
+            loaders.train,
+            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            run=run,
+            epochs=args.nEpochs,
+            on_validation=lambda state: run.image("val", preview.draw(), state.step),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -1,12 +1,13 @@
 """How fast soft silhouettes are, forward and backward, and how much memory they take.
 
-    python -m benchmarks.render --quick                     # batches of 1 and 8 at 224 pixels: a minute or two
-    python -m benchmarks.render                             # everything, the slow backends for one image only
-    python -m benchmarks.render --slow_batches 1 8          # and for eight (PyTorch3D takes minutes on a CPU)
+    python -m benchmarks.render --quick             # batch sizes 1 and 8 at 224 pixels: two minutes
+    python -m benchmarks.render                     # everything, slow backends for one image only
+    python -m benchmarks.render --slow_batches 1 8  # and for eight (minutes for PyTorch3D on a CPU)
 
-The meshes are the two recorded bodies of tests/data/renderer.npz, a little moved and scaled from image to image. Rows are
-measured one at a time, each in a process of its own, against the plain PyTorch reference and, where it can be imported,
-PyTorch3D with 100 faces a pixel and with as many as these meshes need. Times are the best of several runs.
+The meshes are the two recorded bodies of tests/data/renderer.npz, a little moved and scaled from
+image to image. Rows are measured one at a time, each in a process of its own, against the plain
+PyTorch reference and, where it can be imported, PyTorch3D with 100 faces a pixel and with as many
+as these meshes need. Times are the best of several runs.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,21 @@ from render import torch_reference as reference
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA, BLUR_RADIUS = 1e-4, 9.21024e-4
 LANES = 16  # of the CPU kernels: pixels computed together
-OPERATIONS = {"forward": 72, "backward": 108}  # floating point operations and comparisons a pair, counted in render/cpu.py
+OPERATIONS = {"forward": 72, "backward": 108}  # a pair, arithmetic and comparisons, by numba_cpu.py
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[112, 224, 448], help="pixels, square pictures")
-    parser.add_argument("--slow_batches", type=int, nargs="*", default=[1], help="batches for the reference and PyTorch3D")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="batches 1 and 8 at 224 pixels")
-    parser.add_argument("--no_pytorch3d", action="store_true", help="leave PyTorch3D out even where it is installed")
-    parser.add_argument("--json", type=Path, default=Path("logs/benchmark_render.json"), help="file for the results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="batch sizes")
+    add("--sizes", type=int, nargs="+", default=[112, 224, 448], help="pixels, square images")
+    add("--slow_batches", type=int, nargs="*", default=[1], help="for the reference and PyTorch3D")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--quick", action="store_true", help="batch sizes 1 and 8 at 224 pixels")
+    add("--no_pytorch3d", action="store_true", help="leave PyTorch3D out where it is installed")
+    add("--json", type=Path, default=Path("logs/benchmark_render.json"), help="results")
     return parser.parse_args()
 
 
@@ -53,79 +56,86 @@ def main(args: argparse.Namespace) -> None:
     fast = render.choose_backend("auto", torch.zeros(0, device=args.device))
     pairs = {size: count_pairs(*bodies(1, size), size) for size in args.sizes}
     with_pytorch3d = not args.no_pytorch3d and importlib.util.find_spec("pytorch3d") is not None
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, device {args.device}")
-    result = {"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__, "pairs": pairs}
+    threads, machine = torch.get_num_threads(), platform.processor() or platform.machine()
+    print(f"{machine}, {threads} threads, device {args.device}")
+    result = {"device": args.device, "threads": threads, "torch": torch.__version__, "pairs": pairs}
 
     result["peak"] = isolated(peak_operations, args.device)
-    print(f"Peak: {result['peak'] / 1e9:.0f} G operations/s in float32, measured by a matrix product.")
+    print(f"Peak: {result['peak'] / 1e9:.0f} G operations/s in float32, by a matrix product.")
     for size, count in pairs.items():
         print(
-            f"{size} pixels, one image: {count['reached']:,} face-pixel pairs within the blur ({count['boxes']:,} in the faces' "
-            f"boxes, {count['computed']:,} in blocks of {LANES}), up to {count['most']} faces at a pixel."
+            f"{size} pixels, one image: {count['reached']:,} face-pixel pairs within the blur "
+            f"({count['boxes']:,} in faces' boxes, {count['computed']:,} in blocks of {LANES}), "
+            f"up to {count['most']} faces at a pixel."
         )
-    print(f"Operations a pair: {OPERATIONS['forward']} forward, {OPERATIONS['backward']} backward.\n")
+    print("Operations a pair:", *(f"{count} {name}" for name, count in OPERATIONS.items()), "\n")
     if fast == "numba":
-        result["first_call_seconds"] = first_calls()
-        print("First call, forward and backward: {cold:.1f} s compiling, {cached:.2f} s from the cache.\n".format(
-            **result["first_call_seconds"]
-        ))  # fmt: skip
+        seconds = result["first_call_seconds"] = first_calls()
+        print("First call, forward and backward:", end=" ")
+        print(f"{seconds['cold']:.1f} s compiling, {seconds['cached']:.2f} s from the cache.\n")
 
     result["rows"] = []
-    print(
-        f"{'batch':>5} {'size':>5} {'backend':<16} {'forward':>10} {'backward':>10} {'an image':>10} {'memory':>9} {'share':>6}"
-    )
+    titles = f"{'forward':>10} {'backward':>10} {'an image':>10} {'memory':>9} {'of peak':>7}"
+    print(f"{'batch':>5} {'size':>5} {'backend':<16} {titles}")
     for size in args.sizes:
         for batch in args.batches:
             backends = [(fast, None)]
             if batch in args.slow_batches:
                 backends += [("torch", None)]
-                backends += [("pytorch3d", 100), ("pytorch3d", pairs[size]["most"])] if with_pytorch3d else []
-            for backend, places in backends:
-                row = isolated(measure, backend, batch, size, args.device, places)
+                if with_pytorch3d:
+                    backends += [("pytorch3d", 100), ("pytorch3d", pairs[size]["most"])]
+            for backend, faces_per_pixel in backends:
+                row = isolated(measure, backend, batch, size, args.device, faces_per_pixel)
                 if backend == fast:
-                    work = (pairs[size]["reached"] * batch) * sum(OPERATIONS.values())
-                    row["share_of_peak"] = work / (row["forward"] + row["backward"]) / result["peak"]
+                    work = pairs[size]["reached"] * batch * sum(OPERATIONS.values())
+                    row["fraction_of_peak"] = work / seconds_of(row) / result["peak"]
                 result["rows"].append(row)
                 print_row(row)
-    result["faces"] = [isolated(measure, fast, 8, 224, args.device, None, share) for share in (0.25, 0.5, 1.0)]
+    result["faces"] = [
+        isolated(measure, fast, 8, 224, args.device, None, every) for every in (4, 2, 1)
+    ]
     print("\nGrowth with the faces (batch 8, 224 pixels):")
     for row in result["faces"]:
-        print(f"  {row['faces']:6,} faces: {1e3 * (row['forward'] + row['backward']):8.1f} ms")
+        print(f"  {row['faces']:6,} faces: {1e3 * seconds_of(row):8.1f} ms")
     print_ratios(result["rows"], fast)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=1))
     print(f"\nWritten to {args.json}")
 
 
+def seconds_of(row: dict) -> float:
+    return row["forward"] + row["backward"]
+
+
+def name_of(row: dict) -> str:
+    return row["backend"] + (f" K={row['faces_per_pixel']}" if row["faces_per_pixel"] else "")
+
+
 def print_row(row: dict) -> None:
-    name = row["backend"] + (f" K={row['faces_per_pixel']}" if row["faces_per_pixel"] else "")
     memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MiB"
-    share = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
-    each = (row["forward"] + row["backward"]) / row["batch"]
+    fraction = f"{row['fraction_of_peak']:.0%}" if "fraction_of_peak" in row else ""
+    forward, backward, each = row["forward"], row["backward"], seconds_of(row) / row["batch"]
     print(
-        f"{row['batch']:5} {row['size']:5} {name:<16} {1e3 * row['forward']:7.1f} ms {1e3 * row['backward']:7.1f} ms "
-        f"{1e3 * each:7.2f} ms {memory:>9} {share:>6}",
+        f"{row['batch']:5} {row['size']:5} {name_of(row):<16} {1e3 * forward:7.1f} ms "
+        f"{1e3 * backward:7.1f} ms {1e3 * each:7.2f} ms {memory:>9} {fraction:>7}",
         flush=True,
     )
 
 
 def print_ratios(rows: list[dict], fast: str) -> None:
-    """How many times faster an image is than in the other backends, at the same size, in the largest batch of each."""
+    """How many times longer an image takes the other backends, in the largest batch of each."""
     for size in sorted({row["size"] for row in rows}):
-        each = {}
-        for row in rows:
-            if row["size"] == size:
-                name = row["backend"] + (f" K={row['faces_per_pixel']}" if row["faces_per_pixel"] else "")
-                each[name] = (row["forward"] + row["backward"]) / row["batch"]
+        each = {name_of(r): seconds_of(r) / r["batch"] for r in rows if r["size"] == size}
         for name, seconds in each.items():
             if name != fast:
-                print(f"{size} pixels: an image takes {name} {seconds / each[fast]:,.0f} times as long as {fast}")
+                times = f"{seconds / each[fast]:,.0f} times"
+                print(f"{size} pixels: an image takes {name} {times} as long as {fast}")
 
 
 def bodies(batch: int, size: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """The recorded bodies in turn, moved and scaled a little: verts (B, V, 3), faces (F, 3)."""
     with np.load(ROOT / "tests" / "data" / "renderer.npz") as arrays:
-        meshes = [torch.tensor(arrays[f"{name}/verts"][0]) for name in ("body_side", "body_turned")]
+        meshes = [torch.tensor(arrays[f"{n}/verts"][0]) for n in ("body_side", "body_turned")]
         faces = torch.tensor(arrays["body_side/faces"]).long()
     change = torch.Generator().manual_seed(size)
     verts = torch.stack([meshes[b % 2] for b in range(batch)])
@@ -136,12 +146,13 @@ def bodies(batch: int, size: int, device: str = "cpu") -> tuple[torch.Tensor, to
 
 
 def count_pairs(verts: torch.Tensor, faces: torch.Tensor, size: int) -> dict:
-    """Face-pixel pairs of the first image: within the blur, in the boxes, computed in blocks; and the most at a pixel."""
+    """Face-pixel pairs of one image: within the blur, in boxes, in blocks; the most at a pixel."""
     mesh, square = verts[0], (size, size)
     _, _, height, width = reference.pixel_box(mesh[faces], square, BLUR_RADIUS**0.5)
     at_pixel = torch.zeros(size * size, dtype=torch.int64)
     for face, row, column in reference._pairs(mesh, faces, square, BLUR_RADIUS**0.5):
-        corners, points = mesh[faces[face]], reference._pixel_centres(row, column, square, mesh)
+        corners = mesh[faces[face]]
+        points = reference._pixel_centres(row, column, square, mesh)
         near = reference._squared_distance(points, corners[..., :2]) < BLUR_RADIUS
         near |= (reference._edge_functions(points, corners) > 0).all(1)
         at_pixel.index_add_(0, row * size + column, near.long())
@@ -160,23 +171,27 @@ def isolated(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def measure(backend: str, batch: int, size: int, device: str, places: int | None, share: float = 1.0) -> dict:
-    """One row: seconds forward and backward (best of the runs), peak memory above what was there before, in bytes."""
+def measure(
+    backend: str, batch: int, size: int, device: str, faces_per_pixel: int | None, every: int = 1
+) -> dict:
+    """One row: seconds forward and backward (best of the runs) and peak memory in bytes."""
     verts, faces = bodies(batch, size, device)
-    faces = faces[:: round(1 / share)]
-    silhouette = partial(render.soft_silhouette, sigma=SIGMA, blur_radius=BLUR_RADIUS, backend=backend)
-    if places is not None:
+    faces = faces[::every]
+
+    def silhouette(verts: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+        if faces_per_pixel is None:
+            return render.soft_silhouette(verts, faces, size, SIGMA, BLUR_RADIUS, backend)
         from render import pytorch3d
 
-        def silhouette(verts, faces, size):
-            return pytorch3d.soft_silhouette(verts, faces, (size, size), SIGMA, BLUR_RADIUS, places)
+        blur = SIGMA, BLUR_RADIUS
+        return pytorch3d.soft_silhouette(verts, faces, (size, size), *blur, faces_per_pixel)
 
     def run(verts: torch.Tensor, faces: torch.Tensor) -> tuple[float, float]:
         verts = verts.requires_grad_()
         start = _now(device)
-        picture = silhouette(verts, faces, size)
+        image = silhouette(verts, faces)
         middle = _now(device)
-        picture.backward(torch.ones_like(picture))
+        image.backward(torch.ones_like(image))
         return middle - start, _now(device) - middle
 
     run(verts[:1].clone(), faces[:50])  # loads and compiles
@@ -187,8 +202,13 @@ def measure(backend: str, batch: int, size: int, device: str, places: int | None
     while time.perf_counter() < deadline and len(times) < 200:
         times.append(run(verts, faces))
     forward, backward = min(times, key=sum)
-    row = {"backend": backend, "batch": batch, "size": size, "faces": len(faces), "faces_per_pixel": places, "runs": len(times)}
-    return row | {
+    return {
+        "backend": backend,
+        "batch": batch,
+        "size": size,
+        "faces": len(faces),
+        "faces_per_pixel": faces_per_pixel,
+        "runs": len(times),
         "forward": forward,
         "backward": backward,
         "median": float(np.median([sum(t) for t in times])),
@@ -207,7 +227,7 @@ def _start_memory(device: str) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the process's highest memory from now on
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: highest memory from now on
     except OSError:
         return None
     return _proc_status("VmRSS")
@@ -247,13 +267,14 @@ print(time.perf_counter() - start)
 
 
 def first_calls() -> dict:
-    """Seconds of the first forward and backward call in a process: with nothing compiled before, and from the cache."""
+    """Seconds of a process's first forward and backward call: compiling, and from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        seconds = [
-            float(subprocess.check_output([sys.executable, "-c", FIRST_CALL], env=environment, cwd=ROOT)) for _ in range(2)
-        ]
-    return {"cold": seconds[0], "cached": seconds[1]}
+        command = [sys.executable, "-c", FIRST_CALL]
+        cold, cached = (
+            float(subprocess.check_output(command, env=environment, cwd=ROOT)) for _ in range(2)
+        )
+    return {"cold": cold, "cached": cached}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""From a photograph and its labels to the 224-pixel crop, and the changes made to it in training.
+"""From an image and its labels to the 224-pixel crop, and the changes made to it in training.
 
-A crop is a square of 1.2 x the larger side of the animal's box around the box's centre. Labels always live in the
-224-pixel crop; only the network's input may have another size, and is resampled from the same cut of the photograph.
+A crop is a square of 1.2 x the larger side of the animal's box around the box's centre. Labels
+always live in the 224-pixel crop; only the network's input may have another size, and is resampled
+from the same cut of the image.
 """
 
 from dataclasses import dataclass
@@ -10,88 +11,116 @@ import cv2
 import numpy as np
 import torch
 
+from smal_model.joints import NUM_KEYPOINTS
 from util.camera import CROP
+from util.images import normalize
 
+from .masks import UNSURE
+
+FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
-STD = np.array([0.229, 0.224, 0.225], np.float32)
-# The keypoints of the mirrored animal: left and right legs, ear bases and ear tips change places.
+# The keypoints of the mirrored animal: left and right change places.
 MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to one crop; the defaults change nothing.
+    """What happens to one crop; the defaults change nothing."""
 
-    scale multiplies the crop's side (above 1 the animal looks smaller). angle in degrees, positive turns the picture
-    clockwise as seen. gain multiplies red, green and blue. flip mirrors left and right, after the turn.
-    """
-
-    scale: float = 1.0
-    angle: float = 0.0
-    gain: tuple[float, float, float] | None = None
-    flip: bool = False
+    scale: float = 1.0  # multiplies the crop's side: above 1 the animal looks smaller
+    angle: float = 0.0  # degrees, clockwise as seen
+    gain: tuple[float, float, float] | None = None  # multiplies red, green and blue
+    flip: bool = False  # mirrors left and right, after the turn
 
 
 def draw_augmentation(rng: np.random.Generator, augment: bool, flip: bool) -> Augmentation:
-    """Random scale N(1, 0.25) in [0.75, 1.25], turn N(0, 30) in [-60, 60] degrees (none with probability 0.6), gain
-    U(0.6, 1.4) per channel where `augment`, and a mirror image with probability 0.5 where `flip`."""
+    """Draws the published augmentation.
+
+    Args:
+        rng: gives the same numbers whatever is switched on.
+        augment: scale N(1, 0.25) in [0.75, 1.25], turn N(0, 30) in [-60, 60] degrees (none with
+            probability 0.6) and gain U(0.6, 1.4) per channel.
+        flip: a mirror image with probability 0.5.
+    """
     # Everything is drawn whether used or not, so that one option does not change another's numbers.
     scale = float(np.clip(rng.normal(1.0, 0.25), 0.75, 1.25))
     angle = float(np.clip(rng.normal(0.0, 30.0), -60.0, 60.0))
     turned = rng.random() >= 0.6
-    gain = tuple(float(g) for g in rng.uniform(0.6, 1.4, 3))
+    red, green, blue = (float(g) for g in rng.uniform(0.6, 1.4, 3))
     mirrored = bool(rng.random() < 0.5)
     if not augment:
         return Augmentation(flip=flip and mirrored)
-    return Augmentation(scale, angle if turned else 0.0, gain, flip and mirrored)
+    return Augmentation(scale, angle if turned else 0.0, (red, green, blue), flip and mirrored)
 
 
 def box_center_and_side(box) -> tuple[np.ndarray, float]:
-    """Box (x, y, w, h) in the photograph to its centre (2,) x, y and the side of its crop, both in pixels."""
+    """Centre (2,) x, y of a box (x, y, w, h) and the side of its crop, both in pixels."""
     x, y, w, h = (float(v) for v in box)
     return np.array([x + w / 2, y + h / 2]), BOX_MARGIN * max(w, h)
 
 
 def crop_bounds(center: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-plus-one pixel (x, y) of the cut, rounded towards zero per axis: it may be a pixel off square."""
+    """First and last-plus-one pixel (2,) x, y, rounded towards zero: may be a pixel off square."""
     low = np.trunc(center - side / 2).astype(int)
     high = np.trunc(center + side / 2).astype(int)
     return low, np.maximum(high, low + 1)
 
 
-def cut(picture: np.ndarray, low: np.ndarray, high: np.ndarray, center: np.ndarray, angle: float, fill: int) -> np.ndarray:
-    """The pixels from `low` to `high` (x, y; end excluded) of (H, W) or (H, W, 3), the outside filled with `fill`.
+def cut(
+    image: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    center: np.ndarray,
+    angle: float,
+    fill: int,
+) -> np.ndarray:
+    """Cuts a rectangle out of an image.
 
-    With an angle (degrees, clockwise as seen) the picture is turned around `center` (x, y) first.
+    Args:
+        image: (H, W) or (H, W, 3).
+        low, high: (2,) x, y, first and last-plus-one pixel; may lie outside the image.
+        center: (2,) x, y, the point around which the image is turned first.
+        angle: degrees, clockwise as seen.
+        fill: value of the pixels outside the image.
     """
     width, height = (int(v) for v in high - low)
     if angle:
         cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-        back = np.array([[cos, sin], [-sin, cos]])  # from the cut to the photograph
+        back = np.array([[cos, sin], [-sin, cos]])  # from the cut to the image
         shift = center + back @ (low - center)
         return cv2.warpAffine(
-            picture,
+            image,
             np.column_stack([back, shift]),
             (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(fill,) * 3,
         )
-    out = np.full((height, width) + picture.shape[2:], fill, picture.dtype)
+    out = np.full((height, width) + image.shape[2:], fill, image.dtype)
     x0, y0 = np.maximum(low, 0)
-    x1, y1 = np.minimum(high, picture.shape[1::-1])
+    x1, y1 = np.minimum(high, image.shape[1::-1])
     if x1 > x0 and y1 > y0:
-        out[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]] = picture[y0:y1, x0:x1]
+        out[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]] = image[y0:y1, x0:x1]
     return out
 
 
-def move_keypoints(joints: np.ndarray, center: np.ndarray, side: float, angle: float = 0.0, flip: bool = False) -> np.ndarray:
-    """Labels (20, 3) x, y, visible in the photograph to (20, 3) row, column, visible (0 or 1) in the 224-pixel crop.
+def move_keypoints(
+    joints: np.ndarray, center: np.ndarray, side: float, angle: float = 0.0, flip: bool = False
+) -> np.ndarray:
+    """Moves labels from the image to the 224-pixel crop.
 
-    Joints that are not numbers become (0, 0, 0). Visible ones outside the crop keep their place outside.
+    Args:
+        joints: (20, 3) x, y, visible, pixels of the image.
+        center: (2,) x, y of the crop's centre in the image.
+        side: of the crop in the image, pixels.
+        angle: degrees, clockwise as seen, around the centre.
+        flip: mirrors left and right, after the turn.
+
+    Returns:
+        (20, 3) row, column, visible (0 or 1). Joints that are no place become (0, 0, 0); visible
+        ones outside the crop keep their place outside.
     """
-    known = np.isfinite(joints).all(1)  # (20,)
+    known = np.isfinite(joints).all(1) & (np.abs(joints[:, :2]) < FAR).all(1)  # (20,)
     offset = np.where(known[:, None], joints[:, :2], center) - center  # (20, 2) x, y
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     if angle:
@@ -104,54 +133,70 @@ def move_keypoints(joints: np.ndarray, center: np.ndarray, side: float, angle: f
     return (out[MIRRORED] if flip else out).astype(np.float32)
 
 
-def normalize(picture: np.ndarray) -> torch.Tensor:
-    """(S, S, 3) red green blue in [0, 1] to the network's input (3, S, S), ImageNet-normalised float32."""
-    return torch.from_numpy(np.ascontiguousarray(((picture - MEAN) / STD).transpose(2, 0, 1), np.float32))
-
-
-def to_picture(image: torch.Tensor) -> np.ndarray:
-    """A network input (3, S, S) back to a picture (S, S, 3), red green blue, uint8."""
-    picture = image.detach().cpu().float().numpy().transpose(1, 2, 0) * STD + MEAN
-    return np.clip(np.round(255 * picture), 0, 255).astype(np.uint8)
-
-
 def make_crop(
-    photo: np.ndarray,
-    mask: np.ndarray,
-    joints: np.ndarray,
+    image: np.ndarray,
     box,
+    mask: np.ndarray | None = None,
+    joints: np.ndarray | None = None,
     img_res: int = CROP,
-    change: Augmentation = Augmentation(),
+    augmentation: Augmentation = Augmentation(),
 ) -> dict:
-    """One crop with its labels.
+    """Makes one crop with its labels.
 
-    photo (H, W, 3) uint8 red green blue; mask (H, W) uint8 0 or 1; joints (20, 3) x, y, visible in the photograph;
-    box (x, y, w, h). Returns image, mask, border_mask, keypoints, center and scale of the documented sample.
+    Args:
+        image: (H, W, 3) uint8, red green blue.
+        box: (x, y, w, h), pixels of the image.
+        mask: (H, W) uint8, 0, 1 or `UNSURE`; None where it is not labelled.
+        joints: (20, 3) x, y, visible, pixels of the image; None where they are not labelled.
+        img_res: side S of the network's input, pixels.
+        augmentation: what is changed.
+
+    Returns:
+        The documented sample without failed, index and name.
     """
     center, side = box_center_and_side(box)
-    side = side * change.scale
+    side = side * augmentation.scale
     low, high = crop_bounds(center, side)
-    photo_cut = cut(photo, low, high, center, change.angle, fill=255).astype(np.float32)  # in [0, 255]
-    mask_cut = cut(mask.astype(np.float32), low, high, center, change.angle, fill=0)
-    if change.flip:
-        photo_cut, mask_cut = np.ascontiguousarray(photo_cut[:, ::-1]), np.ascontiguousarray(mask_cut[:, ::-1])
+    angle, flip = augmentation.angle, augmentation.flip
 
-    picture = cv2.resize(photo_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255  # (224, 224, 3)
-    # Saturated pixels count as outside the photograph, as in the published protocol; the gain comes after this.
-    red, green, blue = cv2.split(picture)
+    def cut_out(plane: np.ndarray, fill: int) -> np.ndarray:
+        out = cut(plane, low, high, center, angle, fill).astype(np.float32)
+        return np.ascontiguousarray(out[:, ::-1]) if flip else out
+
+    def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) to (224, 224)
+        return cv2.resize(cut_out(plane.astype(np.float32), fill), (CROP, CROP))
+
+    pixels = cut_out(image, 255)  # in [0, 255]
+    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
+    # Saturated pixels count as outside the image, as in the published protocol; the gain comes
+    # after this.
+    red, green, blue = cv2.split(crop)
     border_mask = ((red < 1.0) & (green < 1.0) & (blue < 1.0)).astype(np.float32)
     if img_res != CROP:
-        shrinks = img_res < min(photo_cut.shape[:2])
+        shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        picture = cv2.resize(photo_cut, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
-    if change.gain is not None:
-        picture = np.clip(picture * np.float32(change.gain), 0, 1)
+        crop = cv2.resize(pixels, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
+    if augmentation.gain is not None:
+        crop = np.clip(crop * np.asarray(augmentation.gain, np.float32), 0, 1)
 
+    mask_crop = mask_weight = np.zeros((CROP, CROP), np.float32)
+    area = float(box[2]) * float(box[3]) * (CROP / side) ** 2
+    if mask is not None:
+        mask_crop, mask_weight = labels(mask == 1), np.ones_like(mask_crop)
+        area = float(torch.from_numpy(mask_crop).sum())
+        if (mask == UNSURE).any():  # a pixel counts where nothing of it is unsure
+            mask_weight = (labels(mask != UNSURE, fill=1) > 0.999).astype(np.float32)
+    places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
+    keypoints = move_keypoints(places, center, side, angle, flip)
     return {
-        "image": normalize(picture),
-        "mask": torch.from_numpy(cv2.resize(mask_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR)),
+        "image": normalize(crop),
+        "mask": torch.from_numpy(mask_crop),
+        "has_mask": torch.tensor(mask is not None),
+        "mask_weight": torch.from_numpy(mask_weight),
+        "area": torch.tensor(area, dtype=torch.float32),
         "border_mask": torch.from_numpy(border_mask),
-        "keypoints": torch.from_numpy(move_keypoints(joints, center, side, change.angle, change.flip)),
+        "keypoints": torch.from_numpy(keypoints),
+        "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),
         "scale": torch.tensor(side / 200, dtype=torch.float32),
     }

@@ -1,1 +1,1 @@
-"""What runs: options, data loading, losses, the training loop, evaluation, checkpoints, run folders."""
+"""What runs: options, loaders, losses, the loop, evaluation, checkpoints, prediction."""

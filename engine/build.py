@@ -1,148 +1,305 @@
-"""Puts body, networks, losses and data together from the options. Paths and options end here."""
+"""Puts body, networks, priors and data together from the options. Paths and options end here."""
 
-import copy
-import urllib.error
+import argparse
+import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import torchvision
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader
 
 import datasets
 import render
-from model import CoarseModel, CoarseToFine
+from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, build_backbone
+from model.backbone import Backbone
+from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
-from smal_model.priors import pose_prior, shape_prior, unity_betas
+from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
+from util.camera import CROP
+from util.errors import Finished, InputError
 
-from .camera import CROP
-from .checkpoint import Checkpoint, load_checkpoint, load_weights
-from .losses import Criterion
-from .options import NETWORK_DEFAULTS, REFINER_DEFAULTS, network_options
-
-VALIDATION_SHARE = 10  # without a validation split, one in this many training images
-_IMAGENET = {
-    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
-}
+from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
+from .loaders import make_loader
+from .options import STEERING, select_device
+from .run_folder import CHECKPOINT, RunFolder
 
 
-def param_dir(args) -> Path:
+def resolve_network(
+    args: argparse.Namespace, checkpoint: Checkpoint | None, refined: bool
+) -> NetworkConfig:
+    """What shapes the networks: options given, else the checkpoint's, else the defaults.
+
+    Raises:
+        InputError: lists the options that both give, differently, or that contradict each other.
+    """
+    given = {k: v for k, v in vars(args).items() if k in network_options(refined) and v is not None}
+    stored = checkpoint.options if checkpoint else {}
+    conflicts = [
+        f"--{name} {value} (the checkpoint has {stored[name]})"
+        for name, value in given.items()
+        if name in stored and stored[name] != value
+    ]
+    if conflicts and checkpoint:
+        raise InputError(
+            f"{checkpoint.path} is of a network with other options: {', '.join(conflicts)}; "
+            "leave them out or take another checkpoint"
+        )
+    return NetworkConfig.from_dict(stored | given, refined)
+
+
+def param_dir(args: argparse.Namespace) -> Path:
+    """The folder of smal/, priors/ and the mesh hierarchy."""
     return args.param_dir or args.data_dir
 
 
-def backbone_weights(choice: str, backbone: str) -> dict | None:
-    """State dict to start the backbone from: `imagenet` (torchvision's, downloaded once), `none`, or a file."""
-    if choice == "none":
-        return None
-    if choice == "imagenet":
-        try:
-            return _IMAGENET[backbone].get_state_dict(progress=True)
-        except (OSError, urllib.error.URLError, RuntimeError) as e:
-            raise OSError(
-                f"the ImageNet weights of {backbone} cannot be downloaded ({e}); give --backbone_weights none to start from "
-                "random weights, or --backbone_weights FILE with a ResNet state dict"
-            ) from None
-    path = Path(choice)
-    if not path.is_file():
-        raise FileNotFoundError(f"--backbone_weights {choice}: expected imagenet, none or an existing file")
-    weights = load_checkpoint(path, "--backbone_weights").state_dict
-    reference = torchvision.models.get_model(backbone, weights=None)
-    counters = {k: v for k, v in reference.state_dict().items() if k.endswith("num_batches_tracked")}  # older files lack them
-    weights = counters | weights
-    load_weights(reference, weights, f"--backbone_weights {path}")
-    return weights
+def build_network(config: NetworkConfig, folder: Path, backbone: Backbone) -> Networks:
+    """CoarseModel, or CoarseToFine where the configuration has a refiner.
 
-
-def check_renderer(args, device):
-    """Draws nothing with --renderer, so that a missing package or an unfit device shows before work starts."""
-    nothing = torch.zeros(0, 3, 3, device=device), torch.zeros(0, 3, dtype=torch.int64, device=device)
-    render.coverage(*nothing, CROP, backend=args.renderer)
-
-
-def build_model(args, refined: bool, weights: str = "none"):
-    """CoarseModel, or CoarseToFine where `refined`, from resolved network options. weights: see `backbone_weights`."""
-    folder = param_dir(args)
-    smal = SMAL(folder / "smal", args.shape_family_id)
-    unity_mean = unity_betas(folder)[0] if args.shape_init == "unity" else None
-    hierarchy = MeshHierarchy.load(folder / HIERARCHY_FILE) if refined else None
-    common = {
-        "backbone": args.backbone,
-        "backbone_weights": backbone_weights(weights, args.backbone),
-        "betas_scale": args.betas_scale,
-        "shape_init": args.shape_init,
-        "unity_mean": unity_mean,
-        "img_res": args.img_res,
+    Args:
+        config: of the networks.
+        folder: of smal/, priors/ and the mesh hierarchy.
+        backbone: with the weights that it starts from.
+    """
+    smal = SMAL(folder / "smal", config.shape_family_id)
+    common: dict = {
+        "backbone": backbone,
+        "betas_scale": config.betas_scale,
+        "shape_init": config.shape_init,
+        "unity_mean": unity_betas(folder)[0] if config.shape_init == "unity" else None,
+        "img_res": config.img_res,
     }
-    if not refined:
+    if config.refiner is None:
         return CoarseModel(smal, **common)
-    return CoarseToFine(
-        smal,
-        hierarchy,
-        local_feat=args.local_feat,
-        num_channels=args.num_channels,
-        num_downsampling=args.num_downsampling,
-        num_layers=args.num_layers,
-        **common,
-    )
+    hierarchy = MeshHierarchy.load(folder / HIERARCHY_FILE)
+    return CoarseToFine(smal, hierarchy, **vars(config.refiner), **common)
 
 
-def start_from(model, checkpoint: Checkpoint):
-    """Loads a checkpoint's weights: a stage 1 file into `meshnet`, a file of both networks into all."""
-    trained_on = checkpoint.content.get("num_verts", model.smal.num_verts)
-    if trained_on != model.smal.num_verts:
-        raise ValueError(
-            f"{checkpoint.path} was trained on a body of {trained_on} vertices, this one has {model.smal.num_verts}; "
-            "give the data folder (--data_dir or --param_dir) of that body"
+def load_network(config: NetworkConfig, folder: Path, checkpoint: Checkpoint) -> Networks:
+    """The networks with the weights of a checkpoint; other arguments as in `build_network`."""
+    model = build_network(config, folder, build_backbone(config.backbone))
+    load_weights(model, checkpoint)
+    return model
+
+
+def start_backbone(config: NetworkConfig, choice: str) -> Backbone:
+    """The backbone of a new network.
+
+    Args:
+        config: names it.
+        choice: `imagenet`, `none`, or a file with its state dict.
+    """
+    if choice in ("imagenet", "none"):
+        try:
+            return build_backbone(config.backbone, pretrained=choice == "imagenet")
+        except InputError as error:
+            raise InputError(f"{error} (--backbone, --backbone_weights)") from None
+    if not Path(choice).is_file():
+        raise InputError(
+            f"--backbone_weights {choice}: expected imagenet, none or an existing file"
         )
-    if isinstance(model, CoarseToFine) and checkpoint.coarse_only:
-        model = model.meshnet
-    load_weights(model, checkpoint.state_dict, checkpoint.path)
+    backbone, weights = build_backbone(config.backbone), load_checkpoint(choice).state_dict
+    try:
+        backbone.load(weights)
+    except RuntimeError as error:
+        raise InputError(f"--backbone_weights {choice} does not fit: {error}") from None
+    return backbone
 
 
-def build_criterion(args, smal, refined: bool) -> Criterion:
-    weights = {"kpts": args.w_kpts, "betas_prior": args.w_betas_prior, "pose_prior": args.w_pose_prior}
-    silhouette = {}
-    if refined:
-        weights |= {
-            "pose_limit_prior": args.w_pose_limit_prior,
-            "dice": args.w_dice,
-            "kpts_refine": args.w_kpts_refine,
-            "dice_refine": args.w_dice_refine,
-            "arap": args.w_arap,
-        }
-        silhouette = {"alpha": args.alpha, "beta": args.beta}
+def build_training_model(
+    args: argparse.Namespace, config: NetworkConfig, checkpoint: Checkpoint | None
+) -> Networks:
+    """The networks as training starts with them."""
+    if args.prior_betas == "unity" and not config.betas_scale:
+        prior = "--prior_betas unity is a prior over shape and log-scales"
+        raise InputError(f"{prior}; it needs --betas_scale")
+    if checkpoint:
+        model = load_network(config, param_dir(args), checkpoint)
+    else:
+        backbone = start_backbone(config, args.backbone_weights)
+        model = build_network(config, param_dir(args), backbone)
+    if args.freeze_bn:
+        model.freeze_batch_norm()
+    return model
+
+
+def mask_refiner(smal: SMAL, folder: Path, renderer: str):
+    """Test-time refinement with the masks (and keypoints) of a batch: fits a prediction to them."""
+    prior = pose_prior("smal", folder).to(smal.template.device)
+
+    def refine(batch: dict, out: Prediction) -> Prediction:
+        return refine_prediction(smal, prior, batch, out)
+
+    return refine
+
+
+def prepare(args: argparse.Namespace) -> torch.device:
+    """Seeds, and refuses an unfit device, renderer or output folder before work starts."""
+    torch.manual_seed(args.seed)
+    device = select_device(args)
+    check_output_dir(args.output_dir)
+    nothing = (
+        torch.zeros(0, 3, 3, device=device),
+        torch.zeros(0, 3, dtype=torch.int64, device=device),
+    )
+    try:
+        render.coverage(*nothing, CROP, backend=args.renderer)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--renderer {args.renderer}: {error}") from None
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is worth while: a CPU without it would take many times as long."""
+    if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return True
+    print("--bf16: this CPU has no bfloat16; training in float32.")
+    return False
+
+
+def build_priors(args: argparse.Namespace, smal: SMAL) -> tuple[GaussianPrior, GaussianPrior]:
+    """The shape and the pose prior that the options name."""
     folder = param_dir(args)
-    priors = shape_prior(args.prior_betas, smal, folder), pose_prior(args.prior_pose, folder)
-    return Criterion(weights, smal, *priors, renderer=args.renderer, **silhouette)
+    return shape_prior(args.prior_betas, smal, folder), pose_prior(args.prior_pose, folder)
 
 
-class _Split(Subset):
-    """Some images of a training set; epochs reach the set itself."""
+class Loaders(NamedTuple):
+    """Loaders of the training and the validation images, and the number of unusable ones."""
 
-    def set_epoch(self, epoch: int):
-        self.dataset.set_epoch(epoch)
-
-
-def build_training_sets(args):
-    """Training set (None with --evaluate, where it is not needed), validation set, and the number of unusable images left out.
-    Without a validation split, every tenth training image validates, and a line says so."""
-    common = {"name": args.dataset, "data_dir": args.data_dir, "img_res": args.img_res, "seed": args.seed}
-    own_validation = datasets.has_split(args.dataset, args.data_dir, "val")
-    val = datasets.build_dataset(split="val", **common) if own_validation else None
-    if own_validation and args.evaluate:
-        return None, val, val.excluded
-    train = datasets.build_dataset(split="train", augment=not args.no_augment, flip=args.flip, **common)
-    if own_validation:
-        return train, val, train.excluded + val.excluded
-    if len(train) < 3:
-        raise ValueError(f"{args.dataset} has no validation split and only {len(train)} training images to take one from")
-    plain = copy.copy(train)
-    plain.augment = plain.flip = False
-    held_out = range(0, len(train), VALIDATION_SHARE)
-    print(f"No validation split: {len(held_out)} of the {len(train)} training images (every tenth) validate instead.")
-    return _Split(train, [i for i in range(len(train)) if i not in held_out]), Subset(plain, held_out), train.excluded
+    train: DataLoader
+    val: DataLoader
+    excluded: int
 
 
-def stored_options(args, refined: bool) -> dict:
-    return network_options(args, NETWORK_DEFAULTS | (REFINER_DEFAULTS if refined else {}))
+def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
+    """Training and validation set; a line says where one is taken from the other."""
+    sets: Any = datasets.train_val(
+        args.dataset,
+        args.data_dir,
+        augment=not (validation_only or args.no_augment),
+        flip=not validation_only and args.flip,
+        validation_only=validation_only,
+        img_res=img_res,
+        seed=args.seed,
+    )
+    if sets.held_out:
+        total = len(sets.train) + len(sets.val)
+        count = f"{len(sets.val)} of the {total} training images (every tenth)"
+        print(f"No validation split: {count} validate instead.")
+    return sets
+
+
+def build_test_set(args: argparse.Namespace, split: str, img_res: int, smal: SMAL):
+    """The images to evaluate, with ground truth where there is one; how many are unusable."""
+    if split == "val" and not datasets.has_split(args.dataset, args.data_dir, "val"):
+        sets = open_sets(args, img_res, validation_only=True)
+        return sets.val, sets.excluded
+    common = {"img_res": img_res, "ground_truth": True}
+    dataset = datasets.build_dataset(args.dataset, args.data_dir, split, **common)
+    if dataset.has_ground_truth and len(dataset[0]["gt_verts"]) != smal.num_verts:
+        other = f"{dataset.root} holds images of another body than {param_dir(args)}"
+        raise InputError(f"{other}; leave out --param_dir")
+    return dataset, dataset.excluded
+
+
+def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch.device) -> Loaders:
+    """Loaders of the training images, shuffled and augmented, and of the validation images."""
+    train, val, excluded, _ = open_sets(args, config.img_res)
+    frozen = args.freeze_bn or (config.refiner is not None and args.freezecoarse)
+    if not frozen and len(train) < 2:  # batch norm takes its statistics from each batch
+        raise InputError(
+            "batch norm needs two training images or more; this training split has one"
+        )
+    if not frozen and args.batch_size < 2:
+        needs = "batch norm cannot learn from a single image"
+        raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
+    load = args.batch_size, args.num_works, device
+    return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
+
+
+def training_options(args: argparse.Namespace) -> dict:
+    """What steers learning, as a checkpoint stores it."""
+    options = {name: value for name, value in vars(args).items() if name in STEERING}
+    return options | {"data_dir": str(args.data_dir.resolve())}
+
+
+def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> list[str]:
+    """Continues the checkpoint's run where it is of this stage.
+
+    A file without optimiser state (model_best) is a start, not a run to resume.
+
+    Returns:
+        The options that differ from that run's, as `--name value (was other)`.
+    """
+    changed = {}
+    same = checkpoint is not None and checkpoint.stage == state.stage
+    state.resumed = bool(args.resume and checkpoint and checkpoint.resumable and same)
+    if checkpoint and (state.resumed or args.load_optimizer):
+        state.load_optimizer(checkpoint)
+    if checkpoint and state.resumed:
+        state.load_state_dict(checkpoint.content)
+        before = checkpoint.content.get("training", {})
+        for name, value in state.training.items():
+            if before.get(name, value) != value:
+                changed[name] = f"--{name} {value} (was {before[name]})"
+    if args.start_epoch is not None:
+        state.epoch = args.start_epoch
+    if not in_place(state, checkpoint, args) or "dataset" in changed or "data_dir" in changed:
+        state.best_score = -math.inf  # no epoch of this folder was scored on these images yet
+    return list(changed.values())
+
+
+def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> bool:
+    """Whether a run resumes in its own folder: else what that holds is moved aside."""
+    own = (args.output_dir / CHECKPOINT).resolve()
+    return state.resumed and checkpoint is not None and checkpoint.path.resolve() == own
+
+
+def open_run(
+    state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
+) -> RunFolder:
+    """The run's folder, opened, with a first line that says what runs.
+
+    Args:
+        state: of the run, not yet resumed.
+        checkpoint: from which it starts, or None.
+        args: of the script.
+        loaders: of the images.
+    """
+    changed = resume(state, checkpoint, args)
+    if state.epoch >= args.nEpochs:
+        raise Finished(
+            f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
+        )
+    make_output_dir(args.output_dir)
+    options, device = vars(args) | state.config.to_dict(), state.model.device
+    here = in_place(state, checkpoint, args)
+    run = RunFolder(args.output_dir, options, device, here, state.step)
+    sets: list = [loaders.train.dataset, loaders.val.dataset]
+    train, val = map(len, sets)
+    line = f"stage {state.stage} on {device}: {train} training and {val} validation images"
+    if loaders.excluded:
+        line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
+    if checkpoint:
+        verb = "resumes" if state.resumed else "starts from"
+        line += f"; {verb} {checkpoint.path}, epoch {state.epoch + 1}"
+    run.line(line)
+    if changed:
+        run.line(f"resumes with other options than it was started with: {', '.join(changed)}")
+    return run
+
+
+def check_output_dir(path: Path) -> None:
+    """Refuses a path that is a file, or leads through one. Makes nothing."""
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"--output_dir {path}: {part} is a file; give a folder")
+
+
+def make_output_dir(path: Path) -> None:
+    """Makes the folder of results."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"--output_dir {path} cannot be made ({error.strerror})"
+        raise InputError(f"{reason}; give another folder") from None

@@ -1,4 +1,7 @@
-"""Training losses (paper, section 3.4). Functions of predictions and labels; `Criterion` weights and names them."""
+"""Training losses (paper, section 3.4): functions of predictions and labels, and their sum."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import scipy.sparse
@@ -6,26 +9,67 @@ import torch
 from torch import nn
 
 import render
-from smal_model.hierarchy import SparseMap, adjacency
+from model.outputs import Estimate, Prediction
+from smal_model import SMAL
+from smal_model.mesh import SparseMap, adjacency
 from smal_model.priors import GaussianPrior, joint_limits
-
-from .camera import CROP, keypoints_row_col, project
+from util.camera import CROP
 
 TVERSKY_EPS = 1e-5
 
 
-def keypoint_loss(predicted: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """predicted (B, K, 2) and labelled (B, K, 3): row, column (, visible) in pixels of the 224 crop.
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term; a term of weight 0 is not computed.
 
-    Mean over all B x K x 2 entries of (visible (predicted - labelled))^2: hidden keypoints count as zero in the mean.
+    kpts, betas_prior, pose_prior, pose_limit_prior, dice: of the coarse estimate.
+    kpts_refine, dice_refine, arap: of the refined one.
+    alpha, beta: what false positives and false negatives count in a silhouette.
     """
-    return (labelled[..., 2:] * (predicted - labelled[..., :2])).pow(2).mean()
+
+    kpts: float = 10.0
+    betas_prior: float = 1.0
+    pose_prior: float = 1.0
+    pose_limit_prior: float = 0.0
+    dice: float = 0.0
+    kpts_refine: float = 0.0
+    dice_refine: float = 0.0
+    arap: float = 0.0
+    alpha: float = 0.6
+    beta: float = 0.4
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms that count, by name."""
+        return {k: w for k, w in asdict(self).items() if w and k not in ("alpha", "beta")}
 
 
-def tversky_loss(silhouette: torch.Tensor, mask: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
-    """Tversky loss (Salehi et al., MLMI 2017) over the whole batch at once; both (B, H, W) in [0, 1].
+def keypoint_loss(predicted: torch.Tensor, labels: torch.Tensor, has_label=None) -> torch.Tensor:
+    """Mean over all B x K x 2 entries of (visible (predicted - labelled))^2; hidden ones are 0.
 
-    1 - (TP + eps) / (TP + alpha FP + beta FN + eps), with alpha on what is rendered outside the mask.
+    Args:
+        predicted: (B, K, 2) row, column in pixels of the crop.
+        labels: (B, K, 3) row, column, visible.
+        has_label: (B,) bool, images that count; None: all.
+    """
+    squared = (labels[..., 2:] * (predicted - labels[..., :2])).pow(2)  # (B, K, 2)
+    if has_label is None:
+        return squared.mean()
+    squared = squared * has_label[:, None, None]
+    return squared.sum() / (has_label.sum() * squared[0].numel()).clamp_min(1)
+
+
+def tversky_loss(
+    silhouette: torch.Tensor, mask: torch.Tensor, alpha: float, beta: float
+) -> torch.Tensor:
+    """Tversky loss (Salehi et al., MLMI 2017) over the whole batch at once.
+
+    1 - (TP + eps) / (TP + alpha FP + beta FN + eps).
+
+    Args:
+        silhouette, mask: (B, H, W) in [0, 1].
+        alpha: weight of what is rendered outside the mask.
+        beta: weight of what is missing inside it.
     """
     tp = (silhouette * mask).sum()
     fp = (silhouette * (1 - mask)).sum()
@@ -34,18 +78,23 @@ def tversky_loss(silhouette: torch.Tensor, mask: torch.Tensor, alpha: float, bet
 
 
 def joint_limit_loss(pose: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Mean excess over the limits, radians. pose (B, 3 J) with the global rotation first; low, high (3 n,) of joints 1...n."""
+    """Mean excess over the joint limits, radians.
+
+    Args:
+        pose: (B, 3 J) axis-angle, the global rotation first.
+        low, high: (3 n,) limits of joints 1...n.
+    """
     x = pose[:, 3 : 3 + low.shape[0]]  # (B, 96)
     return ((x - high).clamp_min(0) + (low - x).clamp_min(0)).mean()
 
 
 def laplacian_loss(refined: torch.Tensor, coarse: torch.Tensor, laplacian) -> torch.Tensor:
-    """Mean over vertices of |L refined - L coarse|; both (B, V, 3), the coarse one is not moved by it."""
+    """Mean over vertices of |L refined - L coarse|; both (B, V, 3), coarse is not moved."""
     return laplacian(refined - coarse.detach()).norm(dim=-1).mean()
 
 
 def mesh_laplacian(faces, num_verts: int) -> SparseMap:
-    """Degree minus adjacency, unnormalised, as a map on (B, V, C)."""
+    """Degree minus adjacency of faces (F, 3), unnormalised, as a map on (B, V, C)."""
     a = adjacency(faces, num_verts)
     return SparseMap(scipy.sparse.diags(np.asarray(a.sum(1)).ravel()) - a)
 
@@ -53,57 +102,63 @@ def mesh_laplacian(faces, num_verts: int) -> SparseMap:
 class Criterion(nn.Module):
     """The weighted terms of one stage.
 
-    weights: term name to weight; a term of weight 0 is not computed. Names: kpts, betas_prior, pose_prior, dice,
-    pose_limit_prior act on the coarse estimate; kpts_refine, dice_refine, arap on the refined one.
-    smal: gives faces. shape_prior over betas (20), or over betas and log-scales joined (26). renderer: backend of `render`.
+    Args:
+        weights: of the terms.
+        smal: gives the faces.
+        shape_prior: over betas (20), or over betas and log-scales joined (26).
+        pose_prior: over the pose.
+        renderer: backend of `render`.
     """
+
+    faces: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
 
     def __init__(
         self,
-        weights: dict[str, float],
-        smal,
+        weights: LossWeights,
+        smal: SMAL,
         shape_prior: GaussianPrior,
         pose_prior: GaussianPrior,
-        alpha: float = 0.6,
-        beta: float = 0.4,
         renderer: str = "auto",
     ):
         super().__init__()
-        self.weights = {name: w for name, w in weights.items() if w}
+        self.weights, self.renderer = weights, renderer
         self.shape_prior, self.pose_prior = shape_prior, pose_prior
-        self.alpha, self.beta, self.renderer = alpha, beta, renderer
         self.register_buffer("faces", smal.faces, persistent=False)
         low, high = joint_limits()
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        self.laplacian = mesh_laplacian(smal.faces.cpu().numpy(), smal.num_verts) if "arap" in self.weights else None
+        self.laplacian = None
+        if weights.arap:
+            self.laplacian = mesh_laplacian(smal.faces.cpu().numpy(), smal.num_verts)
 
-    def _silhouette(self, verts, scale, mask):
-        plane = project(verts, scale)
-        silhouette = render.soft_silhouette(plane, self.faces, CROP, backend=self.renderer)  # (B, 224, 224)
-        return tversky_loss(silhouette, mask, self.alpha, self.beta)
+    def _silhouette(self, estimate: Estimate, batch: dict) -> torch.Tensor:
+        silhouette = render.soft_silhouette(estimate.plane, self.faces, CROP, backend=self.renderer)
+        counts = batch["mask_weight"]  # what is unsure or not labelled adds to no sum
+        silhouette, mask = silhouette * counts, batch["mask"] * counts
+        return tversky_loss(silhouette, mask, self.weights.alpha, self.weights.beta)
 
-    def _term(self, name, output, batch):
-        if name == "kpts":
-            return keypoint_loss(keypoints_row_col(output.joints, output.scale), batch["keypoints"])
-        if name == "kpts_refine":
-            return keypoint_loss(keypoints_row_col(output.joints_refined, output.scale), batch["keypoints"])
-        if name == "betas_prior":
-            shape = [output.betas, output.betas_logscale]
-            joined = self.shape_prior.mean.shape[0] > output.betas.shape[1]
-            return self.shape_prior(torch.cat(shape, 1) if joined else output.betas)
-        if name == "pose_prior":
-            return self.pose_prior(output.pose)
-        if name == "pose_limit_prior":
-            return joint_limit_loss(output.pose, self.low, self.high)
-        if name == "dice":
-            return self._silhouette(output.verts, output.scale, batch["mask"])
-        if name == "dice_refine":
-            return self._silhouette(output.verts_refined, output.scale, batch["mask"])
-        if name == "arap":
-            return laplacian_loss(output.verts_refined, output.verts, self.laplacian)
-        raise ValueError(f"unknown loss term {name!r}")
+    def _keypoints(self, estimate: Estimate, batch: dict) -> torch.Tensor:
+        return keypoint_loss(estimate.keypoints_px, batch["keypoints"], batch["has_keypoints"])
 
-    def forward(self, output, batch) -> dict[str, torch.Tensor]:
-        """Weighted terms by name; their sum is the loss. output: CoarseOutput or CoarseToFineOutput; batch: a sample, batched."""
-        return {name: weight * self._term(name, output, batch) for name, weight in self.weights.items()}
+    def _shape(self, out: Prediction) -> torch.Tensor:
+        values = out.betas
+        if self.shape_prior.mean.shape[0] > values.shape[1] and out.betas_logscale is not None:
+            values = torch.cat([values, out.betas_logscale], 1)
+        return self.shape_prior(values)
+
+    def forward(self, out: Prediction, batch: dict) -> dict[str, torch.Tensor]:
+        """Weighted terms by name; their sum is the loss. batch: samples of a data set, collated."""
+        coarse, refined = out.coarse, out.finest
+        compute: dict[str, Callable] = {
+            "kpts": lambda: self._keypoints(coarse, batch),
+            "betas_prior": lambda: self._shape(out),
+            "pose_prior": lambda: self.pose_prior(out.pose),
+            "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high),
+            "dice": lambda: self._silhouette(coarse, batch),
+            "kpts_refine": lambda: self._keypoints(refined, batch),
+            "dice_refine": lambda: self._silhouette(refined, batch),
+            "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian),
+        }
+        return {name: weight * compute[name]() for name, weight in self.weights.terms.items()}

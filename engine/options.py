@@ -1,265 +1,305 @@
 """Command-line options of all scripts: one home for each name and default."""
 
 import argparse
-import os
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import PickleError
 
 import torch
 
 from datasets import DATASETS, SPLITS
-from model import BACKBONES
+from model import BACKBONES, NetworkConfig, RefinerConfig
 from render import BACKENDS
 from smal_model.priors import FAMILIES
+from util.errors import InputError
 
-# What shapes the network. Not given on the command line, these come from the checkpoint; where it stores none, from here.
-NETWORK_DEFAULTS = {
-    "backbone": "resnet50",
-    "img_res": 224,
-    "betas_scale": False,
-    "shape_init": "smal",
-    "shape_family_id": 1,
-}
-REFINER_DEFAULTS = {"local_feat": False, "num_channels": 256, "num_layers": 5, "num_downsampling": 1}
+from .losses import LossWeights
+
+# What steers learning: a checkpoint stores it, and a resumed run says what differs.
+WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
+WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
+STEERING = (
+    "dataset", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
+    "no_augment", "bf16", "freeze_bn", *WEIGHTS, *WEIGHTS_REFINED,
+)  # fmt: skip
 
 
-def _positive(text):
+def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
     return value
 
 
-def _not_negative(kind):
-    def parse(text):
-        value = kind(text)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f"{value}: expected 0 or more")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
+def _count(text: str) -> int:
+    return int(_number(int(text)))
 
 
-def _gpu_ids(text):
+def _number(text) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more")
+    return value
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        box = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not min(box[2:]) >= 2:
+        expected = "expected x,y,width,height in pixels of the photograph"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return box
+
+
+def _gpu_ids(text: str) -> int:
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a GPU's number, such as 0, or -1 for the CPU") from None
+        expected = "expected a GPU's number, such as 0, or -1 for the CPU"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
     if len(ids) != 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: one GPU at a time is supported; give one number")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: one GPU at a time is supported; give one number"
+        )
     return ids[0]
 
 
-def _common(parser, batch_size):
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, default=Path("./logs/"), help="folder of this run (default: %(default)s)")
-    run.add_argument("--batch_size", type=_positive, default=batch_size, help="pictures a step (default: %(default)s)")
-    run.add_argument("--num_works", type=_not_negative(int), default=4, help="loader processes (default: %(default)s)")
-    run.add_argument(
-        "--gpu_ids", type=_gpu_ids, default=0, help="GPU; the CPU is used where there is none (default: %(default)s)"
-    )
-    run.add_argument("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
-    run.add_argument("--renderer", choices=("auto", *BACKENDS), default="auto", help="silhouette renderer (default: %(default)s)")
-    run.add_argument("--seed", type=_not_negative(int), default=0, help="of every random choice (default: %(default)s)")
+def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
+    """A parser with the options that all scripts share."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    run = parser.add_argument_group("run").add_argument
+    shown = "(default: %(default)s)"
+    run("--output_dir", type=Path, default=Path("./logs/"), help=f"folder of this run {shown}")
+    run("--batch_size", type=_positive, default=batch_size, help=f"images a step {shown}")
+    run("--num_works", type=_count, default=4, help=f"data-loader workers {shown}")
+    run("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
+    run("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    run("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    run("--seed", type=_count, default=0, help=f"random seed {shown}")
 
-    data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of data/README.md (default: %(default)s)")
-    data.add_argument("--param_dir", type=Path, help="folder of smal/, priors/ and the mesh hierarchy (default: --data_dir)")
-    data.add_argument("--dataset", choices=DATASETS, default="stanford", help="(default: %(default)s)")
+    data = parser.add_argument_group("data").add_argument
+    data("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
+    data("--param_dir", type=Path, help="smal/, priors/ and mesh hierarchy (default: --data_dir)")
+    data("--dataset", choices=DATASETS, default="stanford", help=shown)
 
     network = parser.add_argument_group(
-        "network", "stored in checkpoints: only needed for a new network or a file without options"
+        "network", "stored in checkpoints: needed for a new network or a file without options alone"
+    ).add_argument
+    default = NetworkConfig()
+    network("--backbone", help=f"{', '.join(BACKBONES)} or timm:NAME (default: {default.backbone})")
+    network(
+        "--img_res", type=_positive, help=f"side of the input image (default: {default.img_res})"
     )
-    default = NETWORK_DEFAULTS
-    network.add_argument("--backbone", choices=BACKBONES, help=f"(default: {default['backbone']})")
-    network.add_argument("--img_res", type=_positive, help=f"side of the input picture (default: {default['img_res']})")
-    network.add_argument("--betas_scale", action="store_true", default=None, help="predict limb log-scales too")
-    network.add_argument("--shape_init", choices=FAMILIES, help=f"start of the betas (default: {default['shape_init']})")
-    network.add_argument("--shape_family_id", type=int, help=f"SMAL family (default: {default['shape_family_id']}, dogs)")
-
-    weights = parser.add_argument_group("checkpoints")
-    weights.add_argument("--resume", type=Path, metavar="FILE", help="checkpoint to continue, start from or evaluate")
-    weights.add_argument("--save_results", action="store_true", help="when evaluating: save a strip and the arrays of each image")
-    return network
-
-
-def _refiner(network):
-    default = REFINER_DEFAULTS
-    network.add_argument("--local_feat", action="store_true", default=None, help="sample image features at the vertices")
-    network.add_argument("--num_channels", type=_positive, help=f"of the graph network (default: {default['num_channels']})")
-    network.add_argument("--num_layers", type=_positive, help=f"mesh levels used (default: {default['num_layers']})")
-    network.add_argument(
-        "--num_downsampling", type=_not_negative(int), help=f"levels above the network (default: {default['num_downsampling']})"
+    network("--betas_scale", action="store_true", default=None, help="predict limb log-scales too")
+    network(
+        "--shape_init", choices=FAMILIES, help=f"start of the betas (default: {default.shape_init})"
+    )
+    network(
+        "--shape_family_id",
+        type=int,
+        help=f"SMAL family (default: {default.shape_family_id}, dogs)",
     )
 
-
-def _losses(parser):
-    group = parser.add_argument_group("losses")
-    number = _not_negative(float)
-    group.add_argument("--w_kpts", type=number, default=10.0, help="keypoints of the coarse mesh (default: %(default)s)")
-    group.add_argument("--w_betas_prior", type=number, default=1.0, help="shape prior (default: %(default)s)")
-    group.add_argument("--w_pose_prior", type=number, default=1.0, help="pose prior (default: %(default)s)")
-    group.add_argument("--prior_betas", choices=FAMILIES, default="smal", help="(default: %(default)s)")
-    group.add_argument("--prior_pose", choices=FAMILIES, default="smal", help="(default: %(default)s)")
-    return group, number
-
-
-def _training(parser, epochs):
-    group = parser.add_argument_group("training")
-    group.add_argument("--nEpochs", type=_positive, default=epochs, help="epochs in all (default: %(default)s)")
-    group.add_argument(
-        "--start_epoch", type=_not_negative(int), help="number of the first epoch (default: the checkpoint's, or 0)"
+    files = parser.add_argument_group("checkpoints").add_argument
+    files(
+        "--resume", type=Path, metavar="FILE", help="checkpoint to resume, start from or evaluate"
     )
-    group.add_argument("--lr", type=_not_negative(float), default=1e-4, help="Adam's learning rate (default: %(default)s)")
-    group.add_argument(
-        "--load_optimizer",
+    files(
+        "--save_results",
         action="store_true",
-        help="with --resume of another stage: take over the optimiser's state too (a run that goes on always does)",
+        help="evaluating: a strip and the arrays of each image",
     )
-    group.add_argument("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
-    group.add_argument("--bf16", action="store_true", help="networks in bfloat16 while training: faster, less exact")
-    group.add_argument(
-        "--freeze_bn", action="store_true", help="batch norm with its running statistics: for few or small batches"
+    return parser
+
+
+def _refiner(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument_group("graph network").add_argument, RefinerConfig()
+    add(
+        "--local_feat",
+        action="store_true",
+        default=None,
+        help="sample image features at the vertices",
     )
-    group.add_argument("--flip", action="store_true", help="augment by mirror images too")
-    group.add_argument("--no_augment", action="store_true", help="no random scale, rotation and colour")
-    group.add_argument(
-        "--backbone_weights", default="imagenet", help="start of a new backbone: imagenet, none, or a file (default: %(default)s)"
+    add("--num_channels", type=_positive, help=f"width (default: {default.num_channels})")
+    add("--num_layers", type=_positive, help=f"mesh levels in use (default: {default.num_layers})")
+    help_text = f"levels above the network (default: {default.num_downsampling})"
+    add("--num_downsampling", type=_count, help=help_text)
+
+
+def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
+    shown = "(default: %(default)s)"
+    loss, default = parser.add_argument_group("losses").add_argument, LossWeights()
+    loss(
+        "--w_kpts", type=_number, default=default.kpts, help=f"keypoints of the coarse mesh {shown}"
     )
+    loss("--w_betas_prior", type=_number, default=default.betas_prior, help=f"shape prior {shown}")
+    loss("--w_pose_prior", type=_number, default=default.pose_prior, help=f"pose prior {shown}")
+    _priors(loss)
+    add = parser.add_argument_group("training").add_argument
+    add("--nEpochs", type=_positive, default=epochs, help=f"epochs in all {shown}")
+    add(
+        "--start_epoch",
+        type=_count,
+        help="number of the first epoch (default: the checkpoint's, or 0)",
+    )
+    add("--lr", type=_number, default=1e-4, help=f"Adam's learning rate {shown}")
+    help_text = (
+        "with --resume of another stage: the optimiser's state too (resuming always takes it)"
+    )
+    add("--load_optimizer", action="store_true", help=help_text)
+    add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
+    add(
+        "--bf16",
+        action="store_true",
+        help="networks in bfloat16 while training: faster, less exact",
+    )
+    help_text = "batch norm with its running statistics: for few images or small batches"
+    add("--freeze_bn", action="store_true", help=help_text)
+    add("--flip", action="store_true", help="augment by mirror images too")
+    add("--no_augment", action="store_true", help="no random scale, rotation and colour")
+    help_text = f"start of a new backbone: imagenet, none, or a file {shown}"
+    add("--backbone_weights", default="imagenet", help=help_text)
+
+
+def _priors(add) -> None:
+    add("--prior_betas", choices=FAMILIES, default="smal", help="(default: %(default)s)")
+    add("--prior_pose", choices=FAMILIES, default="smal", help="(default: %(default)s)")
 
 
 def stage1_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Stage 1: trains the coarse network.", allow_abbrev=False)
-    _common(parser, batch_size=16)
-    _losses(parser)
+    """Options of main.py."""
+    parser = _parser("Stage 1: trains the coarse network.", batch_size=16)
     _training(parser, epochs=200)
     return parser
 
 
 def meshgraph_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Stages 2 and 3: trains the refiner, then both networks.", allow_abbrev=False)
-    _refiner(_common(parser, batch_size=16))
-    group, number = _losses(parser)
-    group.add_argument("--w_kpts_refine", type=number, default=1.0, help="keypoints of the refined mesh (default: %(default)s)")
-    group.add_argument("--w_dice", type=number, default=0.0, help="silhouette of the coarse mesh (default: %(default)s)")
-    group.add_argument("--w_dice_refine", type=number, default=0.0, help="silhouette of the refined mesh (default: %(default)s)")
-    group.add_argument("--w_pose_limit_prior", type=number, default=0.0, help="joint limits (default: %(default)s)")
-    group.add_argument("--w_arap", type=number, default=0.0, help="Laplacian of the refined mesh (default: %(default)s)")
-    group.add_argument("--alpha", type=number, default=0.6, help="silhouette: weight of false positives (default: %(default)s)")
-    group.add_argument("--beta", type=number, default=0.4, help="silhouette: weight of false negatives (default: %(default)s)")
+    """Options of main_meshgraph.py."""
+    parser = _parser("Stages 2 and 3: trains the refiner, then both networks.", batch_size=16)
+    _refiner(parser)
     _training(parser, epochs=250)
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="weights to start from: of stage 1, or of both networks")
-    parser.add_argument("--freezecoarse", action="store_true", help="stage 2: the coarse network does not learn")
+    loss = parser.add_argument_group("losses of stages 2 and 3").add_argument
+    shown = "(default: %(default)s)"
+    weight: dict = {"type": _number, "default": 0.0}
+    help_text = f"keypoints of the refined mesh {shown}"
+    loss("--w_kpts_refine", type=_number, default=1.0, help=help_text)
+    loss("--w_dice", **weight, help=f"silhouette of the coarse mesh {shown}")
+    loss("--w_dice_refine", **weight, help=f"silhouette of the refined mesh {shown}")
+    loss("--w_pose_limit_prior", **weight, help=f"joint limits {shown}")
+    loss("--w_arap", **weight, help=f"Laplacian of the refined mesh {shown}")
+    default = LossWeights()
+    loss("--alpha", type=_number, default=default.alpha, help=f"of false positives {shown}")
+    loss("--beta", type=_number, default=default.beta, help=f"of false negatives {shown}")
+    add = parser.add_argument_group("stages").add_argument
+    help_text = "weights to start from: of stage 1, or of both networks"
+    add("--pretrained", type=Path, metavar="FILE", help=help_text)
+    add("--freezecoarse", action="store_true", help="stage 2: the coarse network does not learn")
     return parser
 
 
 def eval_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Evaluates a checkpoint: PCK and IoU.", allow_abbrev=False)
-    _refiner(_common(parser, batch_size=32))
+    """Options of eval.py."""
+    parser = _parser("Evaluates a checkpoint: PCK and IoU.", batch_size=32)
+    _refiner(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
-    # Accepted so that one set of options serves all scripts; evaluation has no use for them.
-    unused = parser.add_argument_group("training options without effect here")
-    unused.add_argument("--prior_betas", choices=FAMILIES, default="smal")
-    unused.add_argument("--prior_pose", choices=FAMILIES, default="smal")
-    unused.add_argument("--load_optimizer", action="store_true")
-    unused.add_argument("--lr", type=float, default=1e-4)
+    # Accepted so that one set of options serves all scripts.
+    unused = parser.add_argument_group("training options without effect here").add_argument
+    _priors(unused)
+    unused("--load_optimizer", action="store_true")
+    unused("--lr", type=float, default=1e-4)
     return parser
 
 
-def check_training(args):
-    """Refuses options that contradict each other, before any work starts. Network options must be resolved."""
-    pretrained = getattr(args, "pretrained", None)
-    source = args.resume or pretrained
-    if args.resume and pretrained:
-        raise ValueError("--resume and --pretrained both name weights to start from; give one of them")
-    if args.evaluate and not source:
-        raise ValueError("--evaluate needs --resume: there is nothing to evaluate")
-    if args.save_results and not args.evaluate:
-        raise ValueError("--save_results goes with --evaluate, or with eval.py")
-    if args.load_optimizer and not args.resume:
-        raise ValueError("--load_optimizer needs --resume: there is no optimiser state to load")
-    if getattr(args, "freezecoarse", False) and not source:
-        raise ValueError("--freezecoarse needs --pretrained or --resume: a coarse network with random weights would be frozen")
-    if source and args.backbone_weights not in ("imagenet", "none"):
-        raise ValueError(f"--backbone_weights {args.backbone_weights}: the weights come from {source}; give one of the two")
-    weights = {name: value for name, value in vars(args).items() if name.startswith("w_")}
-    if getattr(args, "freezecoarse", False):
-        weights = {name: weights[name] for name in ("w_kpts_refine", "w_dice_refine", "w_arap")}
-    if not any(weights.values()):
-        raise ValueError(f"{', '.join('--' + name for name in weights)} are all 0: there is nothing to learn from")
-    if args.prior_betas == "unity" and not args.betas_scale:
-        raise ValueError("--prior_betas unity is a prior over shape and log-scales; it needs --betas_scale")
+def demo_parser() -> argparse.ArgumentParser:
+    """Options of demo.py."""
+    parser = argparse.ArgumentParser(
+        description="Meshes of the animals in photographs, folders of them, or videos.",
+        allow_abbrev=False,
+    )
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of any stage")
+    add(
+        "--output_dir",
+        type=Path,
+        default=Path("./logs/demo"),
+        help=f"folder of the results {shown}",
+    )
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
+    add(
+        "--param_dir",
+        type=Path,
+        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
+    )
+    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
+    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
+    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
+    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
+    add("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
+    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    add("--seed", type=_count, default=0, help=f"random seed {shown}")
+    return parser
 
 
-def resolve_network(args, stored: dict | None, defaults: dict, path=None):
-    """Fills in the options that shape the network: the command line's, else the checkpoint's, else the defaults.
+def check_training(args: argparse.Namespace, refined: bool) -> None:
+    """Refuses options that contradict each other, before any work starts.
 
-    Raises ValueError listing the options that the command line and the checkpoint at `path` both give, differently.
+    Args:
+        args: of main.py, or of main_meshgraph.py where `refined`.
+        refined: whether a refiner is trained.
     """
-    stored = stored or {}
-    conflicts = []
-    for name, default in defaults.items():
-        given = getattr(args, name)
-        if given is None:
-            setattr(args, name, stored.get(name, default))
-        elif name in stored and stored[name] != given:
-            conflicts.append(f"--{name} {given} (the checkpoint has {stored[name]})")
-    if conflicts:
-        raise ValueError(
-            f"{path} is of a network with other options: {', '.join(conflicts)}; leave them out or take another checkpoint"
+    source, pretrained = args.resume, args.pretrained if refined else None
+    if source and pretrained:
+        raise InputError(
+            "--resume and --pretrained both name weights to start from; give one of them"
         )
+    source = source or pretrained
+    if args.evaluate and not source:
+        raise InputError("--evaluate needs --resume: there is nothing to evaluate")
+    if args.save_results and not args.evaluate:
+        raise InputError("--save_results goes with --evaluate, or with eval.py")
+    if args.load_optimizer and not args.resume:
+        raise InputError("--load_optimizer needs --resume: there is no optimiser state to load")
+    if source and args.backbone_weights not in ("imagenet", "none"):
+        given = f"--backbone_weights {args.backbone_weights}"
+        raise InputError(f"{given}: the weights come from {source}; give one of the two")
+    frozen = refined and args.freezecoarse
+    if frozen and not source:
+        needed = "--freezecoarse needs --pretrained or --resume"
+        raise InputError(f"{needed}: a coarse network with random weights would be frozen")
+    weights = WEIGHTS + WEIGHTS_REFINED if refined else WEIGHTS
+    if frozen:
+        weights = ("w_kpts_refine", "w_dice_refine", "w_arap")
+    if not any(vars(args)[name] for name in weights):
+        named = ", ".join("--" + name for name in weights)
+        raise InputError(f"{named} are all 0: there is nothing to learn from")
 
 
-def network_options(args, defaults: dict) -> dict:
-    """The resolved network options, as a checkpoint stores them."""
-    return {name: getattr(args, name) for name in defaults}
-
-
-def check_output_dir(args):
-    """Raises ValueError where --output_dir, or a folder above it, is a file. Makes nothing: preparations may still fail."""
-    for path in (args.output_dir, *args.output_dir.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--output_dir {args.output_dir}: {path} is a file; give a folder")
-
-
-def make_output_dir(args):
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"--output_dir {args.output_dir} cannot be made ({e.strerror}); give another folder") from None
-
-
-def select_device(args) -> torch.device:
+def select_device(args: argparse.Namespace) -> torch.device:
     """--device, else the GPU of --gpu_ids, else the CPU with one line that says so."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if args.device:
         try:
             device = torch.device(args.device)
         except RuntimeError:
             device = None
         if device is None or device.type not in ("cpu", "cuda"):
-            raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {args.device}: no CUDA device is available here; use --device cpu")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"--device {args.device}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+            raise InputError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
+        if device.type == "cuda" and not count:
+            raise InputError(
+                f"--device {args.device}: no CUDA device is available here; use --device cpu"
+            )
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise InputError(f"--device {args.device}: this machine has GPUs 0 to {count - 1}")
         return device
     if args.gpu_ids < 0:
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not count:
         print("No GPU found: running on the CPU.")
         return torch.device("cpu")
-    if args.gpu_ids >= torch.cuda.device_count():
-        raise ValueError(f"--gpu_ids {args.gpu_ids}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+    if args.gpu_ids >= count:
+        raise InputError(f"--gpu_ids {args.gpu_ids}: this machine has GPUs 0 to {count - 1}")
     return torch.device("cuda", args.gpu_ids)
-
-
-@contextmanager
-def one_sentence():
-    """Around a script's preparations: bad input ends the program with its one sentence instead of a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError, PickleError) as e:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {e}")

@@ -1,7 +1,22 @@
 """The networks."""
 
-from .coarse import BACKBONES, CoarseModel
+from .backbone import BACKBONES, build_backbone
+from .coarse import CoarseModel
 from .coarse_to_fine import CoarseToFine
-from .outputs import CoarseOutput, CoarseToFineOutput, ImageFeatures
+from .config import NetworkConfig, RefinerConfig
+from .outputs import Estimate, ImageFeatures, Prediction
 
-__all__ = ["BACKBONES", "CoarseModel", "CoarseOutput", "CoarseToFine", "CoarseToFineOutput", "ImageFeatures"]
+Networks = CoarseModel | CoarseToFine
+
+__all__ = [
+    "BACKBONES",
+    "CoarseModel",
+    "CoarseToFine",
+    "Estimate",
+    "ImageFeatures",
+    "NetworkConfig",
+    "Networks",
+    "Prediction",
+    "RefinerConfig",
+    "build_backbone",
+]

@@ -4,42 +4,79 @@ import torch
 from torch import nn
 
 from smal_model import SMAL, MeshHierarchy
+from util.errors import InputError
 
+from .backbone import Backbone
 from .coarse import CoarseModel
-from .outputs import CoarseToFineOutput
+from .outputs import Estimate, Prediction
 from .refiner import Refiner
 
 
 class CoarseToFine(nn.Module):
-    """(B, 3, img_res, img_res) pictures to coarse and refined meshes, CoarseToFineOutput.
+    """Images to coarse and refined meshes (Li and Lee, NeurIPS 2021).
 
-    The weights are `meshnet` (CoarseModel) and `graphnet` (Refiner); body and hierarchy are constants that move along with the
-    module but are not in its state dict. num_layers: levels of the hierarchy in use (None: all). The rest as in the two parts.
+    The weights are `meshnet` (CoarseModel) and `graphnet` (Refiner); body and hierarchy are
+    constants that move along with the module but are not in its state dict.
+
+    Args:
+        smal: the body.
+        hierarchy: of the body's mesh.
+        backbone: a name of model.backbone, or the module.
+        backbone_weights: a state dict for the backbone, or None.
+        local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; None: all levels.
+        betas_scale, shape_init, unity_mean, img_res: see CoarseModel.
+
+    Raises:
+        ValueError: body and hierarchy do not fit each other, or an argument is out of range.
     """
 
     def __init__(
-        self, smal: SMAL, hierarchy: MeshHierarchy, backbone="resnet50", backbone_weights=None, local_feat=True,
-        num_channels=256, num_downsampling=1, betas_scale=False, shape_init="smal", num_layers=None, unity_mean=None,
-        img_res=224,
-    ):  # fmt: skip
+        self,
+        smal: SMAL,
+        hierarchy: MeshHierarchy,
+        backbone: str | Backbone = "resnet50",
+        backbone_weights: dict | None = None,
+        local_feat: bool = True,
+        num_channels: int = 256,
+        num_downsampling: int = 1,
+        betas_scale: bool = False,
+        shape_init: str = "smal",
+        num_layers: int | None = None,
+        unity_mean=None,
+        img_res: int = 224,
+    ):
         super().__init__()
         if hierarchy.sizes[0] != smal.num_verts:
-            raise ValueError(
-                f"the mesh hierarchy is of a mesh with {hierarchy.sizes[0]} vertices, the body has {smal.num_verts}; "
-                "take the two from the same data folder"
+            raise InputError(
+                f"the mesh hierarchy is of a mesh with {hierarchy.sizes[0]} vertices, the body has "
+                f"{smal.num_verts}: take the two from the same data folder"
             )
         self.smal, self.hierarchy = smal, hierarchy
-        self.meshnet = CoarseModel(smal, backbone, backbone_weights, betas_scale, shape_init, unity_mean, img_res)
-        self.graphnet = Refiner(hierarchy, self.meshnet.feature_channels, local_feat, num_channels, num_downsampling, num_layers)
+        self.meshnet = CoarseModel(smal, backbone, betas_scale, shape_init, unity_mean, img_res)
+        if backbone_weights is not None:
+            self.meshnet.encoder.resnet_conv.load(backbone_weights)
+        channels = self.meshnet.feature_channels
+        self.graphnet = Refiner(
+            hierarchy, channels, local_feat, num_channels, num_downsampling, num_layers
+        )
         self.coarse_frozen = False
 
-    def freeze_coarse(self):
+    @property
+    def device(self) -> torch.device:
+        """Where the body and the weights are."""
+        return self.smal.template.device
+
+    def freeze_coarse(self) -> None:
         """Stops `meshnet` from learning, its batch-norm statistics included."""
         self.coarse_frozen = True
         self.meshnet.requires_grad_(False).eval()
 
-    def use_bf16(self):
-        """Runs both networks (not the body) in bfloat16 where gradients are taken; evaluation stays in float32."""
+    def freeze_batch_norm(self) -> None:
+        """See CoarseModel; the refiner has none."""
+        self.meshnet.freeze_batch_norm()
+
+    def use_bf16(self) -> None:
+        """Both networks in bfloat16 where gradients are taken; evaluation stays in float32."""
         self.meshnet.use_bf16()
         self.graphnet.bf16 = True
 
@@ -49,8 +86,11 @@ class CoarseToFine(nn.Module):
             self.meshnet.eval()
         return self
 
-    def forward(self, image: torch.Tensor) -> CoarseToFineOutput:
-        coarse = self.meshnet(image)
-        del_v = self.graphnet(coarse.verts, coarse.scale, coarse.features)  # (B, V, 3)
-        refined = self.smal(coarse.betas, coarse.pose, coarse.trans, del_v, coarse.betas_logscale)
-        return CoarseToFineOutput(**vars(coarse), del_v=del_v, verts_refined=refined.verts, joints_refined=refined.joints)
+    def forward(self, image: torch.Tensor) -> Prediction:
+        """Coarse and refined estimates of images (B, 3, img_res, img_res), ImageNet-normalised."""
+        out = self.meshnet(image)
+        coarse = out.coarse
+        out.del_v = self.graphnet(coarse.verts, coarse.scale, out.features)  # (B, V, 3)
+        body = self.smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale)
+        out.refined = Estimate(body.verts, body.joints, coarse.scale)
+        return out

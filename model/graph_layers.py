@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class GraphLinear(nn.Module):
-    """The same linear map at each vertex, with the published parameter names W (out, in) and b (out,)."""
+    """The same linear map at each vertex; published parameter names W (out, in) and b (out,)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -21,7 +21,7 @@ class GraphLinear(nn.Module):
 
 
 class GraphConvolution(nn.Module):
-    """A (x W) + b with A the row-normalised adjacency (Kipf and Welling, ICLR 2017). `neighbours` applies A."""
+    """A (x W) + b; `neighbours` applies the row-normalised A (Kipf and Welling, ICLR 2017)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -45,7 +45,7 @@ class VertexGroupNorm(nn.GroupNorm):
 
 
 class GraphResBlock(nn.Module):
-    """Bottleneck residual block: norm, ReLU, linear; norm, ReLU, graph convolution; norm, ReLU, linear; plus the input."""
+    """Residual block: norm, ReLU and linear, graph convolution, linear; plus the input."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -53,7 +53,9 @@ class GraphResBlock(nn.Module):
         self.lin1 = GraphLinear(inputs, half)
         self.conv = GraphConvolution(half, half)
         self.lin2 = GraphLinear(half, outputs)
-        self.skip_conv = GraphLinear(inputs, outputs)  # unused where inputs = outputs, but present in the published files
+        self.skip_conv = GraphLinear(
+            inputs, outputs
+        )  # unused where inputs = outputs, but present in the published files
         self.pre_norm = VertexGroupNorm(inputs)
         self.norm1 = VertexGroupNorm(half)
         self.norm2 = VertexGroupNorm(half)

@@ -59,7 +59,8 @@ class Prediction:
 
     coarse: the estimate of stage 1.
     refined: the estimate of the refiner, None where there is none.
-    trans: (B, 3). pose: (B, 3 J) axis-angle, radians. betas: (B, 20). betas_logscale: (B, 6) or None.
+    trans: (B, 3). pose: (B, 3 J) axis-angle, radians.
+    betas: (B, 20). betas_logscale: (B, 6) or None.
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
     features: what the refiner sees of the image.
     """

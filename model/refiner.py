@@ -8,48 +8,63 @@ from torch.nn import functional as F
 
 from smal_model import MeshHierarchy
 from util.camera import project
+from util.errors import InputError
 
 from .graph_layers import GraphLinear, GraphResBlock, VertexGroupNorm
 from .outputs import ImageFeatures
 
 
 def _axis_weights(position, size: int, fine_size: int):
-    """Weights of `size` pixels of an axis in what is read at `position` after bilinear up-sampling to `fine_size` pixels.
+    """Weights (B, N, size) of an axis' pixels, read at `position` after bilinear up-sampling.
 
-    position (B, N) in [-1, 1] from the first pixel's outer edge to the last one's (align_corners False), zero outside.
-    Returns (B, N, size).
+    position (B, N) in [-1, 1] from the first pixel's outer edge to the last one's (align_corners
+    False), zero outside; fine_size: pixels after up-sampling.
     """
     identity = torch.eye(size, dtype=position.dtype, device=position.device)
-    up = F.interpolate(identity[None], fine_size, mode="linear", align_corners=False)[0].T  # (fine_size, size)
+    up = F.interpolate(identity[None], fine_size, mode="linear", align_corners=False)[
+        0
+    ].T  # (fine_size, size)
     up = F.pad(up, (0, 0, 1, 1))  # a row of zeros before the first and after the last pixel
     place = ((position + 1) * fine_size - 1) / 2
     place = place.clamp(-1, fine_size)  # beyond that all is zero
     low = place.floor()
-    share = (place - low)[..., None]  # (B, N, 1)
+    fraction = (place - low)[..., None]  # (B, N, 1)
     low = low.long() + 1
-    return (1 - share) * up[low] + share * up[(low + 1).clamp_max(fine_size + 1)]
+    return (1 - fraction) * up[low] + fraction * up[(low + 1).clamp_max(fine_size + 1)]
 
 
 class Refiner(nn.Module):
-    """The mesh-refinement network `graphnet`.
+    """The mesh-refinement network `graphnet`: offsets `del_v` (B, V, 3) in the rest pose.
 
-    hierarchy: of the body's mesh; the network works on its levels num_downsampling ... num_levels - 1.
-    feature_channels: channels of the backbone's maps; the pooled feature has the last one's. Returns `del_v` (B, V, 3).
+    Args:
+        hierarchy: of the body's mesh; levels num_downsampling to num_levels - 1 are used.
+        feature_channels: of the backbone's maps; the pooled feature has the last one's.
+        local_feat: sample the maps at the vertices.
+        num_channels: width, a multiple of 16.
+        num_downsampling: levels above the network.
+        num_levels: levels in use; None: all.
     """
 
     def __init__(
-        self, hierarchy: MeshHierarchy, feature_channels, local_feat=True, num_channels=256, num_downsampling=1,
-        num_levels=None,
-    ):  # fmt: skip
+        self,
+        hierarchy: MeshHierarchy,
+        feature_channels: list[int],
+        local_feat: bool = True,
+        num_channels: int = 256,
+        num_downsampling: int = 1,
+        num_levels: int | None = None,
+    ):
         super().__init__()
-        num_levels = num_levels or len(hierarchy.sizes)
-        if not 0 <= num_downsampling < num_levels <= len(hierarchy.sizes):
-            raise ValueError(
-                f"--num_downsampling {num_downsampling} and --num_layers {num_levels}: expected 0 <= num_downsampling < "
-                f"num_layers <= {len(hierarchy.sizes)}, the levels of the mesh hierarchy"
+        levels = len(hierarchy.sizes)
+        num_levels = num_levels or levels
+        if not 0 <= num_downsampling < num_levels <= levels:
+            raise InputError(
+                f"num_downsampling {num_downsampling} and num_layers {num_levels}: expected 0 <= "
+                f"num_downsampling < num_layers <= {levels}, the levels of the mesh hierarchy"
             )
         if num_channels % 16:
-            raise ValueError(f"--num_channels {num_channels}: expected a multiple of 16 (group norm takes 8 channels a group)")
+            reason = "group norm takes 8 channels a group"
+            raise InputError(f"num_channels {num_channels}: expected a multiple of 16 ({reason})")
         self.hierarchy = hierarchy
         self.levels = list(range(num_downsampling, num_levels))
         self.feature_channels = list(feature_channels)
@@ -62,21 +77,32 @@ class Refiner(nn.Module):
         self.encoder = nn.ModuleList(GraphResBlock(c, c) for _ in self.levels)
         self.decoder = nn.ModuleList(GraphResBlock((i + 1) * c, (i + 1) * c) for i in range(n))
         self.shape = nn.ModuleList(
-            [GraphResBlock(n * c, 64), GraphResBlock(64, 32), VertexGroupNorm(32), nn.ReLU(), GraphLinear(32, 3)]
+            [
+                GraphResBlock(n * c, 64),
+                GraphResBlock(64, 32),
+                VertexGroupNorm(32),
+                nn.ReLU(),
+                GraphLinear(32, 3),
+            ]
         )
 
     def _lift(self, verts, positions, features: ImageFeatures):
-        """`lin1` on [xyz, pooled feature, local features], without ever forming that array.
+        """`lin1` on [xyz, pooled feature, local features], without forming that array: (B, V', 2c).
 
-        The paper up-samples all maps to the finest one's size, samples every channel at every vertex and multiplies. Each of the
-        three steps is linear, so they are taken in the cheapest order: the columns of the pooled feature once per picture instead
-        of once per vertex; a map's columns before or after sampling, whichever is less arithmetic; up-sampling and sampling as
-        one small product per map. Same numbers, and no array larger than a map or the output.
-        verts (B, V', 3); positions (B, V', 2) x right, y down, detached. Returns (B, V', 2c).
+        The paper up-samples all maps to the finest one's size, samples every channel at every
+        vertex and multiplies. Each step is linear, so they are taken in the cheapest order: the
+        columns of the pooled feature once per image instead of once per vertex; a map's columns
+        before or after sampling, whichever is less arithmetic; up-sampling and sampling as one
+        small product per map. positions (B, V', 2) x right, y down, detached.
         """
-        columns = [3, self.feature_channels[-1]] + (self.feature_channels if self.local_feat else [])
+        columns = [3, self.feature_channels[-1]] + (
+            self.feature_channels if self.local_feat else []
+        )
         w_xyz, w_pooled, *w_maps = self.lin1.W.split(columns, 1)
-        x = F.linear(verts, w_xyz, self.lin1.b) + F.linear(features.pooled.detach(), w_pooled)[:, None]
+        x = (
+            F.linear(verts, w_xyz, self.lin1.b)
+            + F.linear(features.pooled.detach(), w_pooled)[:, None]
+        )
         if not self.local_feat:
             return x
         finest = features.maps[0].shape[-2:]
@@ -84,7 +110,9 @@ class Refiner(nn.Module):
             feature_map = feature_map.detach()
             height, width = feature_map.shape[-2:]
             if (height, width) == finest:
-                sampled = F.grid_sample(feature_map, positions[:, :, None], align_corners=False)  # (B, C, V', 1), zeros outside
+                sampled = F.grid_sample(
+                    feature_map, positions[:, :, None], align_corners=False
+                )  # (B, C, V', 1), zeros outside
                 x = x + F.linear(sampled.squeeze(-1).transpose(1, 2), w)
                 continue
             rows = _axis_weights(positions[..., 1], height, finest[0])  # (B, V', h)
@@ -92,15 +120,19 @@ class Refiner(nn.Module):
             sample = (rows[..., :, None] * cols[..., None, :]).flatten(2)  # (B, V', h*w)
             pixels = feature_map.flatten(2).transpose(1, 2)  # (B, h*w, C)
             v, c, p, out = verts.shape[1], pixels.shape[2], height * width, w.shape[0]
-            if 2 * p * (c + v) * out < v * c * (p + 2 * out):  # multiplications, forward and backward; no gradient to the map
+            if 2 * p * (c + v) * out < v * c * (
+                p + 2 * out
+            ):  # multiplications, forward and backward; no gradient to the map
                 x = x + sample @ F.linear(pixels, w)
             else:
                 x = x + F.linear(sample @ pixels, w)
         return x
 
     def forward(self, verts, scale, features: ImageFeatures) -> torch.Tensor:
-        """verts (B, V, 3) coarse, in camera space; scale (B, 1) of the camera; features of the picture."""
-        with torch.autocast(verts.device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled()):
+        """Offsets (B, V, 3) for coarse verts (B, V, 3) in camera space, seen with scale (B, 1)."""
+        with torch.autocast(
+            verts.device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled()
+        ):
             return self._offsets(verts, scale, features).to(verts.dtype)
 
     def _offsets(self, verts, scale, features):

@@ -1,4 +1,4 @@
-"""Shaded colour pictures of meshes: smooth vertex normals, one light and a sky, on top of the z-buffer."""
+"""Shaded colour images of meshes: smooth normals, one light and a sky, on the z-buffer."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,11 @@ from torch.nn.functional import normalize
 from render import rasterize
 
 CLAY = (0.87, 0.76, 0.67)
-LIGHT = (-0.45, 0.70, -0.60)  # towards the light, camera space: from the upper left, on the viewer's side
+LIGHT = (
+    -0.45,
+    0.70,
+    -0.60,
+)  # towards the light, camera space: from the upper left, on the viewer's side
 
 
 @torch.no_grad()
@@ -24,22 +28,30 @@ def shade(
 ) -> tuple[Tensor, Tensor]:
     """Shade meshes with Lambert light and a sky that is brighter above. No gradient.
 
-    verts_plane: (B, V, 3) image plane x right, y up in [-1, 1], and depth: what `render.rasterize` takes
-    faces: (F, 3), shared by the batch; either turn of the corners is fine, both sides are lit alike
-    normals: (B, V, 3) unit normals in camera space, x right, y up, z away from the viewer (smal_model.mesh.vertex_normals)
-    image_size: S or (H, W), in pixels
-    color: one RGB colour (3,), or one for each vertex (V, 3) or (B, V, 3), in [0, 1]
-    supersample: samples per pixel and axis
-    Returns rgb (B, H, W, 3) in [0, 1], the mean over the covered samples and 0 where there are none, and alpha (B, H, W),
-    the share of covered samples: rgb * alpha + background * (1 - alpha) is the picture.
-    Raises ValueError where normals or color has another shape.
+    Args:
+        verts_plane: (B, V, 3) image plane x right, y up, and depth: what `render.rasterize` takes.
+        faces: (F, 3), shared by the batch; both sides are lit alike.
+        normals: (B, V, 3) unit, camera space: x right, y up, z away from the viewer.
+        image_size: S or (H, W), in pixels.
+        color: RGB in [0, 1]: one colour (3,), or one for each vertex (V, 3) or (B, V, 3).
+        supersample: samples per pixel and axis, at least 1.
+        backend: as in `render.rasterize`.
+
+    Returns:
+        rgb (B, H, W, 3) in [0, 1], the mean over the covered samples and 0 where there are none,
+        and alpha (B, H, W), the covered fraction: rgb * alpha + background * (1 - alpha).
+
+    Raises:
+        ValueError: where normals or color has another shape.
     """
     batch, count = verts_plane.shape[:2]
     if normals.shape != verts_plane.shape:
-        raise ValueError(f"normals must have the shape of verts_plane, {tuple(verts_plane.shape)}, found {tuple(normals.shape)}")
+        expected, found = tuple(verts_plane.shape), tuple(normals.shape)
+        raise ValueError(f"normals must have the shape of verts_plane, {expected}, found {found}")
     color = torch.as_tensor(color, dtype=normals.dtype, device=normals.device)
     if tuple(color.shape) not in ((3,), (count, 3), (batch, count, 3)):
-        raise ValueError(f"color must have the shape (3,), (V, 3) or (B, V, 3), found {tuple(color.shape)}")
+        found = tuple(color.shape)
+        raise ValueError(f"color must have the shape (3,), (V, 3) or (B, V, 3), found {found}")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     nearest = rasterize(verts_plane, faces, (height * supersample, width * supersample), backend)
     colors = color.expand(batch, count, 3)
@@ -51,7 +63,7 @@ def shade(
         bary = nearest.bary[b, row, column, :, None].to(normals.dtype)  # (N, 3, 1)
         first, second, third = verts_plane[b, :, :2][corners].unbind(1)  # (N, 2) each
         edge, other = second - first, third - first
-        turn = edge[:, :1] * other[:, 1:] - edge[:, 1:] * other[:, :1]  # (N, 1) > 0: the normal points away from the viewer
+        turn = edge[:, :1] * other[:, 1:] - edge[:, 1:] * other[:, :1]  # (N, 1) > 0: faces away
         normal = normalize((normals[b][corners] * bary).sum(1), dim=1) * -turn.sign()  # (N, 3)
         lit = (colors[b][corners] * bary).sum(1) * _light(normal)  # (N, 3)
         pixel = row // supersample * width + column // supersample

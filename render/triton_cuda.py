@@ -1,16 +1,23 @@
-"""The renderer on CUDA devices: Triton kernels; with TRITON_INTERPRET=1 they run, slowly, on CPU tensors.
+"""The renderer on CUDA devices: Triton kernels; TRITON_INTERPRET=1 runs them, slowly, on the CPU.
 
-1. `_set_up`, a face a lane: the pixels that a face reaches, its three edges as a record of RECORD numbers, and a count
-   of the faces that reach each tile of TILE x TILE pixels.
+1. `_set_up`, a face a lane: the pixels that a face reaches, its three edges as a record of RECORD
+   numbers, and a count of the faces that reach each tile of TILE x TILE pixels.
 2. `_fill`: the faces of each tile, as one list with the tiles' starts (offsets in int64).
-3. `_soft_forward`, `_cover`, `_nearest`: a program a tile runs over its list. The soft product needs no order, and a tile
-   stops where all its pixels are opaque.
-4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its three corners.
+3. `_soft_forward`, `_cover`, `_nearest`: a program a tile runs over its list. The soft product
+   needs no order, and a tile stops where all its pixels are opaque.
+4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its corners.
 
-Order within a list and of the gradient's sums is not fixed: two runs differ in the last bits (well below 1e-5).
+The host waits for the device once a call, for the length of the lists, so a call cannot be
+captured in a CUDA graph. The lists take 4 bytes for each tile that a face reaches: giant faces near
+the camera reach all of them, so that memory and time grow with images x faces x tiles at worst.
+
+Order within a list and of the gradient's sums is not fixed: two soft silhouettes differ in the last
+bits (well below 1e-5), and `torch.use_deterministic_algorithms(True)` refuses them. Coverage and
+the nearest faces are the same at each run.
 """
 
 import math
+import warnings
 
 import torch
 import triton
@@ -19,102 +26,116 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from render import torch_reference as rules
+from render.torch_reference import Size
 
-TILE = 16
-RECORD = 24  # per edge origin x, y, direction x, y, length, inside; then the three corners' depths by weight
-FACES = 128  # per program of the set-up
+RECORD = 24  # per edge: origin x, y, direction x, y, length, inside; then weighted corner depths
+
+# Launch settings, chosen by reading the compiled code: they have not been timed on a device.
+TILE = 16  # rows and columns of a tile
+FACES = 128  # per program of `_set_up` and `_fill`
 CHUNK = 32  # faces between two looks at whether a tile is opaque
 WINDOW = (8, 16)  # rows and columns of a face's pixels at a time, in the backward pass
+EXACT = {"num_warps": 4, "enable_fp_fusion": False}
+OPTIONS = {  # coverage and faces are not fused, so that they equal the reference
+    "_set_up": EXACT,
+    "_fill": EXACT,
+    "_cover": EXACT,
+    "_nearest": EXACT,
+    "_soft_forward": {"num_warps": 4, "enable_fp_fusion": True},
+    "_soft_backward": {"num_warps": 1, "enable_fp_fusion": True},
+}
 
 NO_AREA = tl.constexpr(rules.MIN_DOUBLED_AREA)
 SHORT = tl.constexpr(rules.MIN_SQUARED_EDGE)
 LIMIT = tl.constexpr(rules.MAX_COORDINATE)
-MOST = tl.constexpr(1e30)  # of a product: far beyond what still changes the silhouette, and no overflow
+MOST = tl.constexpr(1e30)  # of a product: beyond what changes the silhouette, without overflow
 OPAQUE = tl.constexpr(2.0**26)  # a pixel with this product is 1 to the last bit and has no gradient
 FAR = tl.constexpr(float("inf"))
+FACTOR = tl.constexpr(-2 * math.log(2))  # of a binary logit's gradient by the corners
 
 
-# Calls from PyTorch ------------------------------------------------------------------------------------------------------
+# Calls from PyTorch
 
 
-def soft_silhouette(verts: Tensor, faces: Tensor, size: tuple[int, int], sigma: float, blur_radius: float) -> Tensor:
-    """(B, V, 3), (F, 3) -> (B, H, W); see `render.soft_silhouette`."""
+def soft_silhouette(
+    verts: Tensor, faces: Tensor, size: Size, sigma: float, blur_radius: float
+) -> Tensor:
+    """As `render.soft_silhouette`."""
     _check_device(verts)
+    _alert_not_deterministic()
     return _SoftSilhouette.apply(verts, faces, size, sigma, blur_radius)
 
 
 class _SoftSilhouette(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, verts: Tensor, faces: Tensor, size: tuple[int, int], sigma: float, blur_radius: float) -> Tensor:
+    def forward(ctx, verts, faces, size, sigma, blur_radius):
         scale = math.sqrt(math.log2(math.e) / sigma)  # makes squared lengths binary logits
         limit = blur_radius * scale**2
         product = verts.new_empty(len(verts), *size)
         with torch.cuda.device_of(verts):
             lists = _Lists(verts, faces, size, math.sqrt(blur_radius), scale)
             if product.numel():
-                _soft_forward[(lists.tiles,)](
-                    lists.records, lists.starts, lists.entries, product, *size, *lists.grid, limit, TILE, CHUNK, RECORD,
-                    enable_fp_fusion=True,
-                )  # fmt: skip
+                arrays = lists.records, lists.starts, lists.entries, product
+                numbers = len(faces), *size, *lists.grid, limit, TILE, CHUNK, RECORD
+                _soft_forward[(lists.tiles,)](*arrays, *numbers, **OPTIONS["_soft_forward"])
         ctx.save_for_backward(verts, lists.faces, lists.records, lists.boxes, product)
         ctx.size, ctx.limit = size, limit
         return 1 - 1 / product
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_silhouette: Tensor):
+    def backward(ctx, grad_silhouette):
         verts, faces, records, boxes, product = ctx.saved_tensors
         grad = torch.zeros_like(verts, memory_format=torch.contiguous_format)
         if len(boxes):
             with torch.cuda.device_of(verts):
-                _soft_backward[(len(boxes),)](
-                    records, boxes, faces, product, grad_silhouette.contiguous(), grad, len(faces), verts.shape[1],
-                    *ctx.size, ctx.limit, -2 * math.log(2), *WINDOW, RECORD, num_warps=1,
-                    enable_fp_fusion=True,
-                )  # fmt: skip
+                arrays = records, boxes, faces, product, grad_silhouette.contiguous(), grad
+                numbers = len(faces), verts.shape[1], *ctx.size, ctx.limit, *WINDOW, RECORD
+                _soft_backward[(len(boxes),)](*arrays, *numbers, **OPTIONS["_soft_backward"])
         return grad, None, None, None, None
 
 
-def coverage(verts: Tensor, faces: Tensor, size: tuple[int, int], supersample: int) -> Tensor:
-    """(B, V, 3), (F, 3) -> (B, H, W); see `render.coverage`."""
+def coverage(verts: Tensor, faces: Tensor, size: Size, supersample: int) -> Tensor:
+    """As `render.coverage`."""
     _check_device(verts)
     fine = (size[0] * supersample, size[1] * supersample)
     covered = torch.zeros((len(verts), *fine), dtype=torch.uint8, device=verts.device)
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, fine, 0.0, 0.0)
         if covered.numel():
-            _cover[(lists.tiles,)](
-                lists.verts, lists.faces, lists.starts, lists.entries, covered, len(faces), verts.shape[1], *fine, *lists.grid,
-                TILE, enable_fp_fusion=False,
-            )  # fmt: skip
-    return covered.view(-1, size[0], supersample, size[1], supersample).to(verts.dtype).mean((2, 4))
+            numbers = verts.shape[1], *fine, *lists.grid, TILE
+            _cover[(lists.tiles,)](*lists.mesh, covered, *numbers, **OPTIONS["_cover"])
+    samples = covered.view(-1, size[0], supersample, size[1], supersample)
+    return samples.to(verts.dtype).mean((2, 4))
 
 
-def rasterize(verts: Tensor, faces: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, V, 3), (F, 3) -> face (B, H, W), depth (B, H, W), bary (B, H, W, 3); see `render.rasterize`."""
+def rasterize(verts: Tensor, faces: Tensor, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """As `render.rasterize`: face, depth, bary."""
     _check_device(verts)
     face = torch.full((len(verts), *size), -1, dtype=torch.int64, device=verts.device)
-    depth, bary = verts.new_full((len(verts), *size), -1), verts.new_full((len(verts), *size, 3), -1)
+    depth = verts.new_full((len(verts), *size), -1)
+    bary = verts.new_full((len(verts), *size, 3), -1)
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, size, 0.0, 0.0)
         if face.numel():
-            _nearest[(lists.tiles,)](
-                lists.verts, lists.faces, lists.starts, lists.entries, face, depth, bary, len(faces), verts.shape[1], *size,
-                *lists.grid, TILE, enable_fp_fusion=False,
-            )  # fmt: skip
+            results = face, depth, bary
+            numbers = verts.shape[1], *size, *lists.grid, TILE
+            _nearest[(lists.tiles,)](*lists.mesh, *results, *numbers, **OPTIONS["_nearest"])
     return face, depth, bary
 
 
 class _Lists:
-    """The faces that reach each tile of each picture.
+    """The faces that reach each tile of each image.
 
     grid: tiles down and across; tiles: their number in the batch
-    starts: (tiles + 1,) int64, where each tile's faces start in `entries`; entries: int64, image * F + face
-    boxes: (B*F, 4) int32 first and end row, first and end column; records: (B*F, RECORD), where `scale` is not 0
+    starts: (tiles + 1,) int64, where each tile's faces start in `entries`
+    entries: (N,) int32, faces
+    boxes: (B*F, 4) int32, first and end row, first and end column
+    records: (B*F, RECORD), where `scale` is not 0
     """
 
-    def __init__(self, verts: Tensor, faces: Tensor, size: tuple[int, int], reach: float, scale: float):
-        self.verts, self.faces = verts.detach().contiguous(), faces.long().contiguous()
+    def __init__(self, verts: Tensor, faces: Tensor, size: Size, reach: float, scale: float):
+        verts, self.faces = verts.detach().contiguous(), faces.int().contiguous()
         self.grid = (triton.cdiv(size[0], TILE), triton.cdiv(size[1], TILE))
         self.tiles = len(verts) * self.grid[0] * self.grid[1]
         total = len(verts) * len(faces)
@@ -123,24 +144,45 @@ class _Lists:
         counts = torch.zeros(self.tiles + 1, dtype=torch.int64, device=verts.device)
         programs = (triton.cdiv(total, FACES),)
         if total:
-            _set_up[programs](
-                self.verts, self.faces, self.boxes, self.records, counts, total, len(faces), verts.shape[1], *size, *self.grid,
-                reach, scale, scale != 0, TILE, FACES, RECORD, enable_fp_fusion=False,
-            )  # fmt: skip
+            arrays = verts, self.faces, self.boxes, self.records, counts
+            numbers = total, len(faces), verts.shape[1], *size, *self.grid, reach, scale
+            constants = scale != 0, TILE, FACES, RECORD
+            _set_up[programs](*arrays, *numbers, *constants, **OPTIONS["_set_up"])
         self.starts = counts.cumsum(0) - counts
-        self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=verts.device)
+        self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int32, device=verts.device)
         if len(self.entries):
-            _fill[programs](
-                self.boxes, self.starts.clone(), self.entries, total, len(faces), *self.grid, TILE, FACES, enable_fp_fusion=False
-            )
+            lists = self.boxes, self.starts.clone(), self.entries
+            sizes = total, len(faces), *self.grid, TILE, FACES
+            _fill[programs](*lists, *sizes, **OPTIONS["_fill"])
+        self.mesh = verts, self.faces, self.starts, self.entries
 
 
 def _check_device(verts: Tensor) -> None:
-    if not verts.is_cuda and isinstance(_set_up, triton.JITFunction):
-        raise ValueError(f"the renderer backend 'triton' needs CUDA tensors, found verts on {verts.device}; use 'auto'")
+    interpreted = not isinstance(_set_up, triton.JITFunction)
+    if verts.is_cuda and interpreted:
+        raise ValueError(
+            "the renderer backend 'triton' would crawl in Triton's interpreter, since the variable "
+            "TRITON_INTERPRET was set when it was imported: unset it"
+        )
+    if not verts.is_cuda and not interpreted:
+        raise ValueError(
+            f"the renderer backend 'triton' needs CUDA tensors, found verts on {verts.device}; "
+            "use 'auto'"
+        )
 
 
-# Kernels -----------------------------------------------------------------------------------------------------------------
+def _alert_not_deterministic() -> None:
+    if torch.are_deterministic_algorithms_enabled():
+        alert = (
+            "soft silhouettes of the renderer backend 'triton' are not deterministic, and "
+            "torch.use_deterministic_algorithms was asked for: use the backend 'torch'"
+        )
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(alert)
+        warnings.warn(alert, stacklevel=3)
+
+
+# Kernels
 
 
 @triton.jit
@@ -150,7 +192,7 @@ def _doubled_area(xi, yi, xj, yj, xk, yk):
 
 @triton.jit
 def _store_edge(record, start_x, start_y, end_x, end_y, inside, scale, there):
-    """Write one edge; a short one counts as its end point: its origin, with a length of 0. Returns the length."""
+    """Write one edge, a short one as its end point with a length of 0; returns the length."""
     x, y = end_x - start_x, end_y - start_y
     squared = x * x + y * y
     length = tl.sqrt(squared)
@@ -165,9 +207,10 @@ def _store_edge(record, start_x, start_y, end_x, end_y, inside, scale, there):
     return length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _set_up(
-    verts, faces, boxes, records, counts, total, num_faces, num_verts, height, width, tiles_down, tiles_across, reach, scale,
+    verts, faces, boxes, records, counts, total, num_faces, num_verts, height, width,
+    tiles_down, tiles_across, reach, scale,
     SOFT: tl.constexpr, TILE: tl.constexpr, FACES: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)  # image * F + face
@@ -188,9 +231,11 @@ def _set_up(
     area = _doubled_area(xi, yi, xj, yj, xk, yk)
     usable = usable & (tl.abs(area) > NO_AREA)
 
-    low_x, high_x = tl.minimum(xi, tl.minimum(xj, xk)) - reach, tl.maximum(xi, tl.maximum(xj, xk)) + reach
-    low_y, high_y = tl.minimum(yi, tl.minimum(yj, yk)) - reach, tl.maximum(yi, tl.maximum(yj, yk)) + reach
-    first_row = tl.ceil((1 - high_y) * (height / 2) - 0.501)  # a thousandth of a pixel against rounding
+    low_x = tl.minimum(xi, tl.minimum(xj, xk)) - reach
+    high_x = tl.maximum(xi, tl.maximum(xj, xk)) + reach
+    low_y = tl.minimum(yi, tl.minimum(yj, yk)) - reach
+    high_y = tl.maximum(yi, tl.maximum(yj, yk)) + reach
+    first_row = tl.ceil((1 - high_y) * (height / 2) - 0.501)  # 0.001 against rounding
     end_row = tl.floor((1 - low_y) * (height / 2) + 0.501)
     first_column = tl.ceil((1 + low_x) * (width / 2) - 0.501)
     end_column = tl.floor((1 + high_x) * (width / 2) + 0.501)
@@ -199,7 +244,8 @@ def _set_up(
     first_column = tl.minimum(tl.maximum(first_column, 0.0), width * 1.0).to(tl.int32)
     end_column = tl.minimum(tl.maximum(end_column, 0.0), width * 1.0).to(tl.int32)
     usable = usable & (first_row < end_row) & (first_column < end_column)
-    end_row, end_column = tl.where(usable, end_row, first_row), tl.where(usable, end_column, first_column)
+    end_row = tl.where(usable, end_row, first_row)
+    end_column = tl.where(usable, end_column, first_column)
     tl.store(boxes + n * 4, first_row, mask=there)
     tl.store(boxes + n * 4 + 1, end_row, mask=there)
     tl.store(boxes + n * 4 + 2, first_column, mask=there)
@@ -221,16 +267,21 @@ def _set_up(
     for row in range(0, tl.max(rows)):
         for column in range(0, tl.max(columns)):
             tile = (image * tiles_down + down + row) * tiles_across + across + column
-            tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), (row < rows) & (column < columns), "relaxed")
+            reached = (row < rows) & (column < columns)
+            tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
 
 
-@triton.jit
-def _fill(boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, TILE: tl.constexpr, FACES: tl.constexpr):
+@triton.jit(do_not_specialize=["total"])
+def _fill(
+    boxes, cursors, entries, total, num_faces, tiles_down, tiles_across,
+    TILE: tl.constexpr, FACES: tl.constexpr,
+):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)
     there = n < total
     image = n // num_faces
     first_row, end_row = tl.load(boxes + n * 4, there, 0), tl.load(boxes + n * 4 + 1, there, 0)
-    first_column, end_column = tl.load(boxes + n * 4 + 2, there, 0), tl.load(boxes + n * 4 + 3, there, 0)
+    first_column = tl.load(boxes + n * 4 + 2, there, 0)
+    end_column = tl.load(boxes + n * 4 + 3, there, 0)
     usable = (first_row < end_row) & (first_column < end_column)
     down, across = first_row // TILE, first_column // TILE
     rows = tl.where(usable, (end_row + TILE - 1) // TILE - down, 0)
@@ -240,23 +291,30 @@ def _fill(boxes, cursors, entries, total, num_faces, tiles_down, tiles_across, T
             reached = (row < rows) & (column < columns)
             tile = (image * tiles_down + down + row) * tiles_across + across + column
             place = tl.atomic_add(cursors + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
-            tl.store(entries + place, n, mask=reached)
+            tl.store(entries + place, (n - image * num_faces).to(tl.int32), mask=reached)
 
 
 @triton.jit
 def _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE: tl.constexpr):
-    """Offset into (B, H, W), whether in the picture, and plane coordinates, of a tile's pixels."""
+    """A tile's image; its pixels' offset into (B, H, W), whether there, and plane coordinates."""
     image, place = tile // (tiles_down * tiles_across), tile % (tiles_down * tiles_across)
     row = (place // tiles_across) * TILE + tl.arange(0, TILE)[:, None]
     column = (place % tiles_across) * TILE + tl.arange(0, TILE)[None, :]
-    x = (2 * column + 1).to(tl.float32) / width - 1
-    y = 1 - (2 * row + 1).to(tl.float32) / height
-    return (image * height + row) * width + column, (row < height) & (column < width), x, y
+    x, y = _centres(row, column, height, width)
+    there = (row < height) & (column < width)
+    return image, (image * height + row) * width + column, there, x, y
+
+
+@triton.jit
+def _centres(row, column, height, width):
+    """Plane coordinates of pixel centres, divided as the reference divides."""
+    x = tl.div_rn((2 * column + 1).to(tl.float32), width * 1.0) - 1
+    return x, 1 - tl.div_rn((2 * row + 1).to(tl.float32), height * 1.0)
 
 
 @triton.jit
 def _place(edge, x, y):
-    """A pixel by an edge, scaled: distance from its line (positive inside), along it, and squared distance from the edge."""
+    """A pixel by an edge, scaled: away from its line (inside > 0), along it, past it, squared."""
     dx, dy = x - tl.load(edge), y - tl.load(edge + 1)
     ux, uy = tl.load(edge + 2), tl.load(edge + 3)
     away = tl.load(edge + 5) * (ux * dy - uy * dx)
@@ -270,19 +328,22 @@ def _place(edge, x, y):
 def _odds(record, away_a, away_b, away_c, squared, limit):
     """exp(logit) of a face at pixels, 0 where it does not count, and whether they are inside."""
     inside = tl.minimum(away_a, tl.minimum(away_b, away_c)) > 0
-    deep = tl.maximum(away_a, 0.0) * tl.load(record + 18) + tl.maximum(away_b, 0.0) * tl.load(record + 19)
+    deep = tl.maximum(away_a, 0.0) * tl.load(record + 18)
+    deep += tl.maximum(away_b, 0.0) * tl.load(record + 19)
     deep += tl.maximum(away_c, 0.0) * tl.load(record + 20)
     logit = tl.minimum(tl.maximum(tl.where(inside, squared, -squared), -100.0), 25.0)
-    return tl.where((inside | (squared < limit)) & (deep >= 0), tl.exp2(logit), 0.0), inside
+    counts = (inside | (squared < limit)) & (deep >= 0)
+    return tl.where(counts, tl.exp2(logit), 0.0), inside
 
 
 @triton.jit
 def _soft_forward(
-    records, starts, entries, product, height, width, tiles_down, tiles_across, limit,
+    records, starts, entries, product, num_faces, height, width, tiles_down, tiles_across, limit,
     TILE: tl.constexpr, CHUNK: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    records += image * num_faces * RECORD
     result = tl.where(there, 1.0, MOST)
     entry, end = tl.load(starts + tile), tl.load(starts + tile + 1)
     least = tl.min(result)
@@ -302,15 +363,16 @@ def _soft_forward(
 
 @triton.jit
 def _pull(edge, away, nearest, past):
-    """From the nearest point of an edge to the pixel (x, y), scaled twice, and how far along the edge that point is, 0 to 1."""
-    ux, uy, length, inside = tl.load(edge + 2), tl.load(edge + 3), tl.load(edge + 4), tl.load(edge + 5)
-    share = tl.where(length > 0, nearest / tl.where(length > 0, length, 1.0), 1.0)
-    return past * ux - away * inside * uy, past * uy + away * inside * ux, share
+    """From an edge's nearest point to the pixel, scaled twice, and its place along it, 0 to 1."""
+    ux, uy = tl.load(edge + 2), tl.load(edge + 3)
+    length, inside = tl.load(edge + 4), tl.load(edge + 5)
+    part = tl.where(length > 0, nearest / tl.where(length > 0, length, 1.0), 1.0)
+    return past * ux - away * inside * uy, past * uy + away * inside * ux, part
 
 
 @triton.jit
 def _soft_backward(
-    records, boxes, faces, product, upstream, grad, num_faces, num_verts, height, width, limit, factor,
+    records, boxes, faces, product, upstream, grad, num_faces, num_verts, height, width, limit,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
@@ -322,15 +384,15 @@ def _soft_backward(
     yi, xj, yj, xk, yk = xi, xi, xi, xi, xi
     for top in range(first_row, end_row, ROWS):
         for left in range(first_column, end_column, COLUMNS):
-            row, column = top + tl.arange(0, ROWS)[:, None], left + tl.arange(0, COLUMNS)[None, :]
+            row = top + tl.arange(0, ROWS)[:, None]
+            column = left + tl.arange(0, COLUMNS)[None, :]
             there = (row < end_row) & (column < end_column)
             offset = (image * height + row) * width + column
             whole = tl.load(product + offset, mask=there, other=MOST)
             weight = tl.load(upstream + offset, mask=there, other=0.0) / whole
-            weight = tl.where(whole < OPAQUE, weight, 0.0)
-            if tl.max(tl.abs(weight)) > 0:
-                x = (2 * column + 1).to(tl.float32) / width - 1
-                y = 1 - (2 * row + 1).to(tl.float32) / height
+            weight = tl.where((whole < OPAQUE) | ~(tl.abs(weight) < FAR), weight, 0.0)
+            if tl.max((weight != 0).to(tl.int32)) > 0:  # NaN too, which reaches the gradient
+                x, y = _centres(row, column, height, width)
                 away_a, nearest_a, past_a, squared_a = _place(record, x, y)
                 away_b, nearest_b, past_b, squared_b = _place(record + 6, x, y)
                 away_c, nearest_c, past_c, squared_c = _place(record + 12, x, y)
@@ -339,40 +401,39 @@ def _soft_backward(
                 weight = weight * tl.where(inside, 1.0, -1.0) * odds / (1 + odds)
                 at_a = squared_a == squared
                 at_b = (squared_b == squared) & (squared_a != squared)
-                pull_ax, pull_ay, share_a = _pull(record, away_a, nearest_a, past_a)
-                pull_bx, pull_by, share_b = _pull(record + 6, away_b, nearest_b, past_b)
-                pull_cx, pull_cy, share_c = _pull(record + 12, away_c, nearest_c, past_c)
-                share = tl.where(at_a, share_a, tl.where(at_b, share_b, share_c))
+                pull_ax, pull_ay, part_a = _pull(record, away_a, nearest_a, past_a)
+                pull_bx, pull_by, part_b = _pull(record + 6, away_b, nearest_b, past_b)
+                pull_cx, pull_cy, part_c = _pull(record + 12, away_c, nearest_c, past_c)
+                part = tl.where(at_a, part_a, tl.where(at_b, part_b, part_c))
                 pull_x = weight * tl.where(at_a, pull_ax, tl.where(at_b, pull_bx, pull_cx))
                 pull_y = weight * tl.where(at_a, pull_ay, tl.where(at_b, pull_by, pull_cy))
-                at_start = 1 - share
-                xi += tl.where(at_b, 0.0, at_start * pull_x)  # edges a: i to j, b: j to k, c: i to k
+                at_start = 1 - part
+                # Edges a: i to j, b: j to k, c: i to k.
+                xi += tl.where(at_b, 0.0, at_start * pull_x)
                 yi += tl.where(at_b, 0.0, at_start * pull_y)
-                xj += tl.where(at_a, share * pull_x, tl.where(at_b, at_start * pull_x, 0.0))
-                yj += tl.where(at_a, share * pull_y, tl.where(at_b, at_start * pull_y, 0.0))
-                xk += tl.where(at_a, 0.0, share * pull_x)
-                yk += tl.where(at_a, 0.0, share * pull_y)
+                xj += tl.where(at_a, part * pull_x, tl.where(at_b, at_start * pull_x, 0.0))
+                yj += tl.where(at_a, part * pull_y, tl.where(at_b, at_start * pull_y, 0.0))
+                xk += tl.where(at_a, 0.0, part * pull_x)
+                yk += tl.where(at_a, 0.0, part * pull_y)
     if (first_row < end_row) & (first_column < end_column):
         face = faces + (n - image * num_faces) * 3
         i = grad + (image * num_verts + tl.load(face)) * 3
         j = grad + (image * num_verts + tl.load(face + 1)) * 3
         k = grad + (image * num_verts + tl.load(face + 2)) * 3
-        tl.atomic_add(i, tl.sum(xi) * factor, sem="relaxed")
-        tl.atomic_add(i + 1, tl.sum(yi) * factor, sem="relaxed")
-        tl.atomic_add(j, tl.sum(xj) * factor, sem="relaxed")
-        tl.atomic_add(j + 1, tl.sum(yj) * factor, sem="relaxed")
-        tl.atomic_add(k, tl.sum(xk) * factor, sem="relaxed")
-        tl.atomic_add(k + 1, tl.sum(yk) * factor, sem="relaxed")
+        tl.atomic_add(i, tl.sum(xi) * FACTOR, sem="relaxed")
+        tl.atomic_add(i + 1, tl.sum(yi) * FACTOR, sem="relaxed")
+        tl.atomic_add(j, tl.sum(xj) * FACTOR, sem="relaxed")
+        tl.atomic_add(j + 1, tl.sum(yj) * FACTOR, sem="relaxed")
+        tl.atomic_add(k, tl.sum(xk) * FACTOR, sem="relaxed")
+        tl.atomic_add(k + 1, tl.sum(yk) * FACTOR, sem="relaxed")
 
 
 @triton.jit
-def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
-    """Barycentrics times the doubled area, positive inside, and the depth, of face n (image * F + face) at pixels."""
-    image = n // num_faces
-    face = faces + (n - image * num_faces) * 3
-    i = verts + (image * num_verts + tl.load(face, there, 0)) * 3
-    j = verts + (image * num_verts + tl.load(face + 1, there, 0)) * 3
-    k = verts + (image * num_verts + tl.load(face + 2, there, 0)) * 3
+def _weights(verts, face, x, y, there):
+    """Barycentrics times |doubled area|, depth and whether inside, of a face of the image."""
+    i = verts + tl.load(face, there, 0) * 3
+    j = verts + tl.load(face + 1, there, 0) * 3
+    k = verts + tl.load(face + 2, there, 0) * 3
     xi, yi, zi = tl.load(i, there, 0.0), tl.load(i + 1, there, 0.0), tl.load(i + 2, there, 0.0)
     xj, yj, zj = tl.load(j, there, 0.0), tl.load(j + 1, there, 0.0), tl.load(j + 2, there, 0.0)
     xk, yk, zk = tl.load(k, there, 0.0), tl.load(k + 1, there, 0.0), tl.load(k + 2, there, 0.0)
@@ -381,41 +442,44 @@ def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
     v = inside * ((xi - xk) * (y - yk) - (yi - yk) * (x - xk))
     w = inside * ((xj - xi) * (y - yi) - (yj - yi) * (x - xi))
     whole = u + v + w
-    depth = (u * zi + v * zj + w * zk) / tl.where(whole == 0, 1.0, whole)
+    depth = tl.div_rn(u * zi + v * zj + w * zk, tl.where(whole == 0, 1.0, whole))
     return u, v, w, depth, (u > 0) & (v > 0) & (w > 0) & (depth >= 0)
 
 
 @triton.jit
 def _cover(
-    verts, faces, starts, entries, covered, num_faces, num_verts, height, width, tiles_down, tiles_across, TILE: tl.constexpr
-):
+    verts, faces, starts, entries, covered, num_verts, height, width, tiles_down, tiles_across,
+    TILE: tl.constexpr,
+):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    verts += image * num_verts * 3
     result = tl.zeros([TILE, TILE], tl.int32)
     for e in range(tl.load(starts + tile), tl.load(starts + tile + 1)):
-        _, _, _, _, seen = _weights(verts, faces, tl.load(entries + e), num_faces, num_verts, x, y, True)
+        _, _, _, _, seen = _weights(verts, faces + tl.load(entries + e) * 3, x, y, True)
         result = tl.where(seen, 1, result)
     tl.store(covered + offset, result.to(tl.uint8), mask=there)
 
 
 @triton.jit
 def _nearest(
-    verts, faces, starts, entries, face, depth, bary, num_faces, num_verts, height, width, tiles_down, tiles_across,
-    TILE: tl.constexpr,
+    verts, faces, starts, entries, face, depth, bary, num_verts, height, width, tiles_down,
+    tiles_across, TILE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    verts += image * num_verts * 3
     nearest = tl.full([TILE, TILE], FAR, tl.float32)
-    owner = tl.full([TILE, TILE], -1, tl.int64)  # image * F + face
+    owner = tl.full([TILE, TILE], -1, tl.int32)
     for e in range(tl.load(starts + tile), tl.load(starts + tile + 1)):
         n = tl.load(entries + e)
-        _, _, _, z, seen = _weights(verts, faces, n, num_faces, num_verts, x, y, True)
+        _, _, _, z, seen = _weights(verts, faces + n * 3, x, y, True)
         closer = seen & ((z < nearest) | ((z == nearest) & (n < owner)))
         nearest, owner = tl.where(closer, z, nearest), tl.where(closer, n, owner)
     seen = there & (owner >= 0)
-    u, v, w, _, _ = _weights(verts, faces, tl.maximum(owner, 0), num_faces, num_verts, x, y, seen)
+    u, v, w, _, _ = _weights(verts, faces + tl.maximum(owner, 0) * 3, x, y, seen)
     whole = tl.where(seen, u + v + w, 1.0)
-    tl.store(face + offset, owner % num_faces, mask=seen)
+    tl.store(face + offset, owner.to(tl.int64), mask=seen)
     tl.store(depth + offset, nearest, mask=seen)
     tl.store(bary + offset * 3, u / whole, mask=seen)
     tl.store(bary + offset * 3 + 1, v / whole, mask=seen)

@@ -1,20 +1,20 @@
-"""Pictures of results: a mesh over its photograph, keypoints, silhouettes, and strips that show them side by side.
+"""Images of results: a mesh over its photograph, keypoints, silhouettes, strips of them.
 
-Pictures are (H, W, 3) uint8 arrays, red green blue. Masks, keypoints and meshes may be arrays or tensors on any device.
+An image is (H, W, 3) uint8, red green blue. Other inputs may be arrays or tensors on any device.
 """
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
+import render
+from model.outputs import Estimate, Prediction
 from render.shading import shade
-from smal_model.files import written_aside
-from smal_model.joints import NUM_KEYPOINTS
-
-from .camera import CROP, project
+from smal_model.mesh import vertex_normals
+from util.camera import CROP, project
+from util.images import check_image, to_image
+from util.scores import Scores
 
 LABEL = (20, 150, 60)  # green
 PREDICTED = (225, 30, 110)  # pink
@@ -24,192 +24,279 @@ MISSING = (40, 100, 220)  # mask alone, blue
 UNKNOWN = (225, 225, 225)  # outside the photograph
 INK = (30, 30, 30)
 WHITE = (255, 255, 255)
-COARSE_COLOR = (0.55, 0.70, 0.90)
-REFINED_COLOR = (0.93, 0.76, 0.50)
+MESH_COLORS = {"coarse": (0.55, 0.70, 0.90), "refined": (0.93, 0.76, 0.50)}
 
 CAPTION_HEIGHT = 34  # pixels, two lines
-FINE = 4  # keypoints are drawn at this multiple of the picture's size
-GAP = 4  # between the tiles of a strip and the rows of a grid
+FINE = 4  # keypoints are drawn at this multiple of the image's size
+GAP = 4  # pixels between the tiles of a strip and the rows of a grid
+LARGE = 2**21  # pixels of a photograph above which overlays are drawn with one sample each
+NUM_PREVIEWS = 4  # validation images shown while training
 
+LABELS = ("image", "mask", "has_mask", "border_mask", "keypoints", "has_keypoints")  # of a sample
 Words = list[tuple[str, tuple[int, int, int]]]  # pieces of a line of text with their colours
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One stage's result for one picture.
-
-    verts (V, 3) in camera space; keypoints (K, 2), K >= 20, row and column in pixels of the 224 crop; silhouette
-    (224, 224) in [0, 1]; pck and iou in [0, 1] or NaN, shown in the captions where given.
-    """
-
-    verts: torch.Tensor
-    keypoints: torch.Tensor
-    silhouette: torch.Tensor
-    pck: float | None = None
-    iou: float | None = None
-
-
-def _array(values) -> np.ndarray:
+def array_of(values) -> np.ndarray:
+    """An array, or a tensor on any device, as an array."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _check_picture(picture: np.ndarray) -> None:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"picture {picture.shape} of {picture.dtype}, expected (H, W, 3) of uint8")
+def overlay(image: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
+    """A shaded mesh over an image of the same size.
 
-
-def overlay(picture: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
-    """Lay a shaded mesh, rgb (H, W, 3) and alpha (H, W) in [0, 1], over a picture of that size."""
-    _check_picture(picture)
-    rgb, alpha = _array(rgb), _array(alpha)
-    if rgb.shape != picture.shape or alpha.shape != picture.shape[:2]:
-        raise ValueError(f"rgb {rgb.shape} and alpha {alpha.shape} do not fit a picture of {picture.shape}")
-    weight = opacity * alpha[..., None]
-    return np.clip(np.round(weight * 255 * rgb + (1 - weight) * picture), 0, 255).astype(np.uint8)
-
-
-def draw_keypoints(picture: np.ndarray, predicted, keypoints) -> np.ndarray:
-    """Draw predicted places (K, 2), row and column in pixels of the picture, and labels (20, 3), row, column, visible.
-
-    Visible labels are green rings, predictions pink dots, and a line joins each pair. Returns a new picture.
+    Args:
+        image: below.
+        rgb: (H, W, 3) in [0, 1], the mesh (render.shading).
+        alpha: (H, W) in [0, 1], where it is.
+        opacity: of the mesh.
     """
-    _check_picture(picture)
-    predicted, keypoints = _array(predicted).astype(float), _array(keypoints).astype(float)
-    if predicted.ndim != 2 or len(predicted) < NUM_KEYPOINTS or keypoints.shape != (NUM_KEYPOINTS, 3):
-        raise ValueError(f"predicted {predicted.shape} and keypoints {keypoints.shape}, expected (20+, 2) and (20, 3)")
-    # Drawn at several times the size and averaged: smooth at any place, and pixels without a mark stay as they were.
-    out = cv2.resize(picture, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_NEAREST)
-    pairs = []
-    for guess, label in zip(predicted[:NUM_KEYPOINTS], keypoints, strict=True):
-        if label[2] > 0 and np.isfinite(guess).all():
-            # Row, column to OpenCV's column, row, kept within the range of its integers.
-            pairs.append([np.clip(np.round(FINE * p[1::-1]), -1e5, 1e5).astype(int).tolist() for p in (guess, label)])
-    for guess, label in pairs:
-        cv2.line(out, guess, label, WHITE, FINE * 2)
-        cv2.line(out, guess, label, PREDICTED, FINE)
-    for _, label in pairs:
-        cv2.circle(out, label, FINE * 4, WHITE, FINE * 3)
-        cv2.circle(out, label, FINE * 4, LABEL, int(FINE * 1.5))
-    for guess, _ in pairs:
-        cv2.circle(out, guess, int(FINE * 3.2), WHITE, -1)
-        cv2.circle(out, guess, int(FINE * 2.4), PREDICTED, -1)
-    return cv2.resize(out, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    check_image(image)
+    rgb, alpha = array_of(rgb), array_of(alpha)
+    if rgb.shape != image.shape or alpha.shape != image.shape[:2]:
+        raise ValueError(
+            f"rgb {rgb.shape} and alpha {alpha.shape} do not fit an image of {image.shape}"
+        )
+    weight = opacity * alpha[..., None]
+    mixed = weight * 255 * rgb + (1 - weight) * image
+    return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+
+
+def draw_keypoints(image: np.ndarray, predicted, keypoints=None) -> np.ndarray:
+    """An image with visible labels as green rings, predictions as pink dots, and lines between.
+
+    Args:
+        image: below; not changed.
+        predicted: (K or more, 2), row and column in pixels.
+        keypoints: (K, 3), row, column, visible; None: no labels, all predictions.
+    """
+    check_image(image)
+    predicted = array_of(predicted).astype(float)
+    if keypoints is None:
+        labels = np.full((len(predicted), 3), np.nan)
+    else:
+        labels = array_of(keypoints).astype(float)
+    if labels.shape[1:] != (3,) or predicted.ndim != 2 or len(predicted) < len(labels):
+        shapes = f"predicted {predicted.shape} and keypoints {labels.shape}"
+        raise ValueError(f"{shapes}, expected (K or more, 2) and (K, 3)")
+    # Drawn larger and averaged: smooth at any place, and pixels without a mark stay as they were.
+    out = cv2.resize(image, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_NEAREST)
+
+    def place(point) -> list[int]:
+        """Row, column to OpenCV's column, row, within the range of its integers."""
+        return np.clip(np.round(FINE * point[1::-1]), -1e5, 1e5).astype(int).tolist()
+
+    known = np.isfinite(predicted[: len(labels)]).all(1)
+    shown = known & ((labels[:, 2] > 0) | np.isnan(labels[:, 2]))
+    dots = [place(p) for p in predicted[: len(labels)][shown]]
+    rings = [place(p) for p in labels[shown & (labels[:, 2] > 0)]]
+    for dot, ring in zip(dots, rings, strict=False):
+        cv2.line(out, dot, ring, WHITE, FINE * 2)
+        cv2.line(out, dot, ring, PREDICTED, FINE)
+    for ring in rings:
+        cv2.circle(out, ring, FINE * 4, WHITE, FINE * 3)
+        cv2.circle(out, ring, FINE * 4, LABEL, int(FINE * 1.5))
+    for dot in dots:
+        cv2.circle(out, dot, int(FINE * 3.2), WHITE, -1)
+        cv2.circle(out, dot, int(FINE * 2.4), PREDICTED, -1)
+    return cv2.resize(out, image.shape[1::-1], interpolation=cv2.INTER_AREA)
 
 
 def silhouette_comparison(silhouette, mask, border_mask=None) -> np.ndarray:
-    """A silhouette against a mask, both (H, W) in [0, 1]: grey where both are, orange silhouette alone, blue mask alone.
+    """A silhouette against a mask: grey where both are, orange silhouette alone, blue mask alone.
 
-    Outside the photograph (border_mask (H, W) is 0) nothing is known: light grey, the silhouette a little darker.
+    Args:
+        silhouette, mask: (H, W) in [0, 1].
+        border_mask: (H, W), 0 outside the photograph, where nothing is known: light grey.
     """
-    silhouette, mask = _array(silhouette).astype(float), _array(mask).astype(float)
+    silhouette, mask = array_of(silhouette).astype(float), array_of(mask).astype(float)
     if silhouette.ndim != 2 or silhouette.shape != mask.shape:
-        raise ValueError(f"silhouette {silhouette.shape} and mask {mask.shape}, expected the same shape (H, W)")
+        shapes = f"silhouette {silhouette.shape} and mask {mask.shape}"
+        raise ValueError(f"{shapes}, expected the same shape (H, W)")
     s, g = np.clip(silhouette, 0, 1)[..., None], np.clip(mask, 0, 1)[..., None]  # (H, W, 1)
-    out = s * g * BOTH + s * (1 - g) * TOO_MUCH + (1 - s) * g * MISSING + (1 - s) * (1 - g) * np.array(WHITE)
+    alone = s * (1 - g) * TOO_MUCH + (1 - s) * g * MISSING
+    out = s * g * BOTH + alone + (1 - s) * (1 - g) * np.array(WHITE)
     if border_mask is not None:
-        outside = _array(border_mask) == 0
+        outside = array_of(border_mask) == 0
         out[outside] = np.asarray(UNKNOWN) - 45 * s[outside]
     return np.round(out).astype(np.uint8)
 
 
-def _turned(verts: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A mesh (1, V, 3) turned by 90 degrees about the vertical through its middle, in the middle of the picture.
+def side_view(verts: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Meshes turned by 90 degrees about the vertical, in the middle of the image.
 
-    Returns its places in the image plane, made smaller where they would not fit, and in camera space, both (1, V, 3).
+    Args:
+        verts: (B, V, 3) in camera space.
+        scale: (B, 1) of the camera.
+
+    Returns:
+        In the image plane, smaller where it would not fit, and in camera space, (B, V, 3) each.
     """
-    low, high = verts.amin(1, keepdim=True), verts.amax(1, keepdim=True)  # (1, 1, 3)
+    low, high = verts.amin(1, keepdim=True), verts.amax(1, keepdim=True)  # (B, 1, 3)
     middle = (low + high) / 2
-    x, y, z = (verts - middle).unbind(-1)  # (1, V) each
-    turned = torch.stack([-z, y, x + middle[..., 2]], -1)  # (1, V, 3)
-    plane = project(turned, scale)  # (1, V, 3)
-    reach = plane[..., :2].abs().amax().clamp_min(1e-6)
+    x, y, z = (verts - middle).unbind(-1)  # (B, V) each
+    turned = torch.stack([-z, y, x + middle[..., 2]], -1)  # (B, V, 3)
+    plane = project(turned, scale)  # (B, V, 3)
+    reach = plane[..., :2].abs().amax((1, 2), keepdim=True).clamp_min(1e-6)  # (B, 1, 1)
     zoom = (0.92 / reach).clamp_max(1.0)
     return torch.cat([plane[..., :2] * zoom, plane[..., 2:]], -1), turned
 
 
-def add_caption(picture: np.ndarray, title: str, legend: Words = ()) -> np.ndarray:
-    """The picture under a white band with a title and, below it, a line of coloured words."""
-    band = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 255, np.uint8)
-    for line, words in enumerate([[(title, INK)], legend]):
+def add_caption(image: np.ndarray, title: str, legend: Words | None = None) -> np.ndarray:
+    """The image under a white band with a title and, below it, a line of coloured words."""
+    band = np.full((CAPTION_HEIGHT, image.shape[1], 3), 255, np.uint8)
+    for line, words in enumerate([[(title, INK)], legend or []]):
         x = 4
         for text, color in words:
-            cv2.putText(band, text, (x, 13 + 15 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
-            x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] + 10
-    return np.concatenate([band, picture])
+            font = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+            cv2.putText(band, text, (x, 13 + 15 * line), *font, color, 1, cv2.LINE_AA)
+            x += cv2.getTextSize(text, *font, 1)[0][0] + 10
+    return np.concatenate([band, image])
 
 
-def _score(name: str, value: float | None) -> str:
+def _percent(name: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"  {name} -" if np.isnan(value) else f"  {name} {100 * value:.0f} %"
 
 
+def _drawn(background, faces, plane, verts, color, backend) -> np.ndarray:
+    """The first mesh of a batch, shaded, over a background; opaque on white."""
+    normals = vertex_normals(verts, faces)
+    rgb, alpha = shade(plane, faces, normals, CROP, color=color, backend=backend)
+    if background is None:
+        background = np.full((CROP, CROP, 3), 255, np.uint8)
+        return overlay(background, rgb[0], alpha[0], opacity=1.0)
+    return overlay(background, rgb[0], alpha[0])
+
+
+@torch.no_grad()
 def strip(
-    picture: np.ndarray,
-    mask,
-    border_mask,
-    keypoints,
+    sample: dict,
+    estimates: dict[str, Estimate],
     faces: torch.Tensor,
-    scale: torch.Tensor,
-    coarse: Fit,
-    refined: Fit | None = None,
+    scores: dict[str, tuple[float, float]] | None = None,
     backend: str = "auto",
 ) -> np.ndarray:
     """One row of tiles, each 224 pixels wide under its caption.
 
-    The crop; then for the coarse and, where given, the refined mesh: the mesh over the crop, predicted and labelled
-    keypoints, the silhouette against the mask; last the finer of the meshes turned by 90 degrees, alone on white.
+    The crop; then for each mesh: the mesh over the crop, predicted and labelled keypoints, the
+    silhouette against the mask; last the finest mesh turned by 90 degrees, alone on white.
 
-    picture (S, S, 3) uint8, the crop at any size; mask and border_mask (224, 224); keypoints (20, 3) row, column,
-    visible; faces (F, 3); scale (1,) the predicted scale of the camera; backend as in `render.rasterize`. Returns
-    (H, W, 3) uint8.
+    Args:
+        sample: of a data set, one image.
+        estimates: by name, `coarse` first, each a batch of one.
+        faces: (F, 3).
+        scores: PCK and IoU in [0, 1] or NaN by name, for the captions.
+        backend: of `render`.
     """
-    _check_picture(picture)
-    if picture.shape[:2] != (CROP, CROP):
-        method = cv2.INTER_AREA if picture.shape[0] > CROP else cv2.INTER_LINEAR
-        picture = cv2.resize(picture, (CROP, CROP), interpolation=method)
-    scale = scale.detach().reshape(1, 1)
-
-    tiles = [add_caption(picture, "picture")]
-    stages = [("coarse", coarse, COARSE_COLOR)] + ([("refined", refined, REFINED_COLOR)] if refined else [])
-    for name, fit, color in stages:
-        verts = fit.verts.detach()[None]  # (1, V, 3)
-        rgb, alpha = shade(project(verts, scale), faces, verts, CROP, color=color, backend=backend)
-        points = draw_keypoints(picture, fit.keypoints, keypoints)
-        silhouette = silhouette_comparison(fit.silhouette, mask, border_mask)
+    image = to_image(sample["image"])
+    if len(image) != CROP:
+        method = cv2.INTER_AREA if len(image) > CROP else cv2.INTER_LINEAR
+        image = cv2.resize(image, (CROP, CROP), interpolation=method)
+    tiles = [add_caption(image, "image")]
+    for name, estimate in estimates.items():
+        pck, iou = (scores or {}).get(name, (None, None))
+        color, plane = MESH_COLORS[name], estimate.plane
+        mesh = _drawn(image, faces, plane, estimate.verts, color, backend)
+        labels = sample["keypoints"] if bool(sample["has_keypoints"]) else None
+        points = draw_keypoints(image, estimate.keypoints_px[0], labels)
+        legend = [("predicted", PREDICTED), ("labelled", LABEL)]
         tiles += [
-            add_caption(overlay(picture, rgb[0], alpha[0]), f"{name} mesh"),
-            add_caption(points, f"{name} keypoints{_score('PCK', fit.pck)}", [("predicted", PREDICTED), ("labelled", LABEL)]),
-            add_caption(
-                silhouette,
-                f"{name} silhouette{_score('IoU', fit.iou)}",
-                [("both", (95, 110, 95)), ("too much", TOO_MUCH), ("missing", MISSING)],
-            ),
+            add_caption(mesh, f"{name} mesh"),
+            add_caption(points, f"{name} keypoints{_percent('PCK', pck)}", legend),
         ]
-    name, fit, color = stages[-1]
-    plane, turned = _turned(fit.verts.detach()[None], scale)
-    rgb, alpha = shade(plane, faces, turned, CROP, color=color, backend=backend)
-    white = np.full((CROP, CROP, 3), 255, np.uint8)
-    tiles.append(add_caption(overlay(white, rgb[0], alpha[0], opacity=1.0), f"{name} mesh, turned by 90 degrees"))
-
+        if bool(sample["has_mask"]):
+            silhouette = render.coverage(plane, faces, CROP, backend=backend)[0]
+            compared = silhouette_comparison(silhouette, sample["mask"], sample["border_mask"])
+            areas = [("both", (95, 110, 95)), ("too much", TOO_MUCH), ("missing", MISSING)]
+            title = f"{name} silhouette{_percent('IoU', iou)}"
+            tiles.append(add_caption(compared, title, areas))
+    plane, turned = side_view(estimate.verts, estimate.scale)
+    side = _drawn(None, faces, plane, turned, color, backend)
+    tiles.append(add_caption(side, f"{name} mesh, turned by 90 degrees"))
     gap = np.full((len(tiles[0]), GAP, 3), 255, np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], 1)
 
 
-def picture_grid(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures below each other in one, narrower ones filled up with white; for TensorBoard with dataformats="HWC"."""
-    if not pictures:
-        raise ValueError("no picture to put into a grid")
-    for picture in pictures:
-        _check_picture(picture)
-    width = max(picture.shape[1] for picture in pictures)
-    rows = [np.pad(p, ((0, GAP), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+@torch.no_grad()
+def photograph_overlay(
+    image: np.ndarray,
+    estimate: Estimate,
+    faces: torch.Tensor,
+    crop: tuple,
+    color=MESH_COLORS["refined"],
+    backend: str = "auto",
+) -> np.ndarray:
+    """The mesh over the whole photograph.
+
+    Args:
+        image: the photograph, upright.
+        estimate: a batch of one.
+        faces: (F, 3).
+        crop: center (x, y) and side, pixels of the photograph.
+        color: red green blue in [0, 1].
+        backend: of `render`.
+    """
+    height, width = image.shape[:2]
+    (x, y), side = crop
+    verts, plane = estimate.verts, estimate.plane
+    half = verts.new_tensor([width / side, height / side])
+    middle = verts.new_tensor([2 * x / width - 1, 1 - 2 * y / height])
+    plane = torch.cat([plane[..., :2] / half + middle, plane[..., 2:]], -1)
+    samples = 2 if height * width <= LARGE else 1
+    normals = vertex_normals(verts, faces)
+    rgb, alpha = shade(plane, faces, normals, (height, width), color, samples, backend)
+    return overlay(image, rgb[0], alpha[0])
+
+
+def batch_strips(
+    batch: dict,
+    out: Prediction,
+    faces: torch.Tensor,
+    scores: Scores | None = None,
+    backend: str = "auto",
+) -> list[np.ndarray]:
+    """A strip for each image of a batch; arguments as in `strip`."""
+    strips = []
+    for i in range(len(batch["image"])):
+        sample = {k: batch[k][i] for k in LABELS}
+        estimates = {name: estimate[i] for name, estimate in out.estimates.items()}
+        known = {n: (s.pck[i], s.iou[i]) for n, s in scores.meshes.items()} if scores else None
+        strips.append(strip(sample, estimates, faces, known, backend))
+    return strips
+
+
+def image_grid(images: list[np.ndarray]) -> np.ndarray:
+    """Images below each other in one, narrower ones filled up with white."""
+    if not images:
+        raise ValueError("no image to put into a grid")
+    width = max(image.shape[1] for image in images)
+    rows = [
+        np.pad(p, ((0, GAP), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in images
+    ]
     return np.concatenate(rows)[:-GAP]
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as PNG, aside first and then renamed, so that no half-written file is ever seen."""
-    _check_picture(picture)
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with written_aside(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+class Preview:
+    """Strips of a few validation images, drawn anew as the model learns.
+
+    Args:
+        model: CoarseModel or CoarseToFine.
+        dataset: of the validation images.
+        renderer: backend of `render`.
+    """
+
+    def __init__(self, model, dataset, renderer: str = "auto"):
+        self.model, self.renderer = model, renderer
+        device = model.device
+        batch = default_collate([dataset[i] for i in range(min(NUM_PREVIEWS, len(dataset)))])
+        self.batch = {
+            k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+        }
+
+    @torch.no_grad()
+    def draw(self) -> np.ndarray:
+        """The strips below each other."""
+        out = self.model.eval()(self.batch["image"])
+        faces = self.model.smal.faces
+        return image_grid(batch_strips(self.batch, out, faces, backend=self.renderer))

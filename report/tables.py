@@ -1,121 +1,115 @@
-"""Evaluation of a model on a data set: report, one line an image, and, where asked for, a strip and the arrays of each image."""
+"""Scores as text, JSON and CSV."""
 
 import csv
+import io
 import math
 from pathlib import Path
 
-import numpy as np
+from smal_model.joints import KEYPOINT_NAMES
+from util.files import write_json, write_text
+from util.metrics import GROUPS
+from util.scores import Scores, interval, nanmean, pck_area, pck_at
 
-import render
-from datasets.transforms import to_picture
-from smal_model.files import written_aside
+THRESHOLDS = (0.05, 0.10, 0.15)  # of PCK, fractions of the mask's side
+_LABELS = {
+    "pck": "PCK@0.15 (%)",
+    "iou": "IoU (%)",
+    "pa_mpvpe": "PA-MPVPE (% of body length)",
+    "pa_mpjpe": "PA-MPJPE (% of body length)",
+}
+_MORE_LABELS = {
+    "pck_05": "PCK@0.05 (%)",
+    "pck_10": "PCK@0.10 (%)",
+    "pck_auc": "PCK, area under the curve to 0.15 (%)",
+}
 
-from . import metrics
-from .camera import CROP, keypoints_row_col, project
-from .engine import evaluate, make_loader
-from .logging import write_json
-from .visualize import Fit, save_png, strip
 
-_GROUPS = tuple(metrics.GROUPS)
-
-
-def evaluate_and_report(model, dataset, args, device, checkpoint_name="", excluded=0) -> dict:
-    """Evaluates `dataset`, prints the figures and writes `<dataset>_report.txt`, `.json` and `per_image.csv` to the folder
-    args.output_dir; with args.save_results also `<name>.png` and `<name>.npz` for each image. Returns the report."""
-    folder = Path(args.output_dir)
-    on_batch = None
-    if args.save_results:
-
-        def on_batch(batch, output, values):
-            _save_batch(folder, batch, output, values, model.smal.faces, args.renderer)
-
-    loader = make_loader(dataset, args.batch_size, args.num_works, device)
-    scores = evaluate(model, loader, device, args.renderer, on_batch)
-
-    report = summarize(scores) | {
-        "dataset": args.dataset,
-        "excluded": excluded,
-        "checkpoint": str(checkpoint_name),
-        "options": vars(args),
+def summarize(scores: Scores) -> dict:
+    """Means over the images by name; keypoint groups under `pck[_refined]_by_group`."""
+    report: dict = {"num_images": len(scores.names)}
+    for mesh, means in scores.means().items():
+        suffix = "" if mesh == "coarse" else f"_{mesh}"
+        groups = {name: means.pop(f"pck_{name}") for name in GROUPS}
+        report |= {name + suffix: value for name, value in means.items()}
+        report[f"pck{suffix}_by_group"] = groups
+    rows = _rows(scores)
+    report["intervals"] = {
+        mesh: {k: interval(v) for k, v in row.items()} for mesh, row in rows.items()
     }
-    write_json(folder / f"{args.dataset}_report.json", report)
-    text = format_report(report)
-    with written_aside(folder / f"{args.dataset}_report.txt") as temporary:
-        temporary.write_text(text + "\n")
-    with written_aside(folder / "per_image.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *scores.values])
-        for i, name in enumerate(scores.names):
-            writer.writerow([name, *("" if math.isnan(v[i]) else f"{v[i]:.6f}" for v in scores.values.values())])
-    print(text)
-    print(f"Results are in {folder}.")
+    for mesh, mesh_scores in scores.meshes.items():
+        suffix = "" if mesh == "coarse" else f"_{mesh}"
+        kinds = {k: v for k, v in rows[mesh].items() if k not in mesh_scores.columns()}
+        report |= {k + suffix: nanmean(v) for k, v in kinds.items()}
+        hits = mesh_scores.errors.T[..., None]  # (K, N, 1)
+        each = [nanmean(pck_at(h, THRESHOLDS[-1])) for h in hits]
+        report[f"pck{suffix}_by_keypoint"] = dict(zip(KEYPOINT_NAMES, each, strict=False))
     return report
 
 
-def summarize(scores) -> dict:
-    """Means over the images; the keypoint groups under `pck_by_group` and `pck_refined_by_group`. NaN: no image had a value."""
-    means = scores.means()
-    report = {"num_images": len(scores.names)}
-    for key, value in means.items():
-        stem, _, group = key.rpartition("_")
-        if group in _GROUPS:
-            report.setdefault(f"{stem}_by_group", {})[group] = value
-        else:
-            report[key] = value
-    return report
+def _rows(scores: Scores) -> dict[str, dict]:
+    """Values of each image that have intervals, by mesh; `difference`: refined less coarse."""
+    rows = {}
+    for mesh, part in scores.meshes.items():
+        more = {f"pck_{round(100 * t):02d}": pck_at(part.errors, t) for t in THRESHOLDS[:-1]}
+        more["pck_auc"] = pck_area(part.errors, THRESHOLDS[-1])
+        groups = {f"pck_{name}" for name in part.pck_by_group}
+        rows[mesh] = {k: v for k, v in part.columns().items() if k not in groups} | more
+    if "refined" in rows:
+        coarse = rows["coarse"]
+        rows["difference"] = {k: v - coarse[k] for k, v in rows["refined"].items()}
+    return rows
+
+
+def format_markdown(report: dict) -> str:
+    """A table to paste: means with 95 % intervals over images; the last column is paired."""
+    meshes = [mesh for mesh in ("coarse", "refined", "difference") if mesh in report["intervals"]]
+    lines = [
+        "| " + " | ".join([f"{report['dataset']}, {report['num_images']} images", *meshes]) + " |"
+    ]
+    lines.append("|---" * (len(meshes) + 1) + "|")
+    for score, label in {**_LABELS, **_MORE_LABELS}.items():
+        if score not in report:
+            continue
+        cells = []
+        for mesh in meshes:
+            refined = report.get(f"{score}_refined", math.nan)
+            mean = {"coarse": report[score], "refined": refined}.get(mesh, refined - report[score])
+            low, high = report["intervals"][mesh][score]
+            sign = "+" if mesh == "difference" else ""
+            cells.append(f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]")
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
 
 
 def format_report(report: dict) -> str:
-    """The report as a table: a row per figure, a column per mesh; PCK and IoU in percent."""
-    columns = ["", "_refined"] if "pck_refined" in report else [""]
-    rows = [(f"{report['dataset']}, {report['num_images']} images", [{"": "coarse", "_refined": "refined"}[c] for c in columns])]
-    rows.append(("PCK@0.15 (%)", [f"{100 * report['pck' + c]:.2f}" for c in columns]))
-    for group in _GROUPS:
-        rows.append((f"  {group}", [f"{100 * report[f'pck{c}_by_group'][group]:.2f}" for c in columns]))
-    rows.append(("IoU (%)", [f"{100 * report['iou' + c]:.2f}" for c in columns]))
-    for key, label in (("pa_mpvpe", "PA-MPVPE (% of body length)"), ("pa_mpjpe", "PA-MPJPE (% of body length)")):
-        if key in report:
-            rows.append((label, [f"{100 * report[key + c]:.2f}" for c in columns]))
+    """The report as a table: a row a score, a column a mesh, in percent."""
+    suffixes = ["", "_refined"] if "pck_refined" in report else [""]
+
+    def row(label: str, values) -> str:
+        return f"{label:32}" + "".join(f"{100 * value:10.2f}" for value in values)
+
+    title = f"{report['dataset']}, {report['num_images']} images"
+    lines = [f"{title:32}" + "".join(f"{c:>10}" for c in ("coarse", "refined")[: len(suffixes)])]
+    for score, label in _LABELS.items():
+        if score in report:
+            lines.append(row(label, [report[score + s] for s in suffixes]))
+        if score == "pck":
+            for name in GROUPS:
+                lines.append(row(f"  {name}", [report[f"pck{s}_by_group"][name] for s in suffixes]))
     if report["excluded"]:
-        rows.append((f"{report['excluded']} unusable images left out", []))
-    return "\n".join(f"{label:32}" + "".join(f"{cell:>10}" for cell in cells) for label, cells in rows)
+        lines.append(f"{report['excluded']} unusable images left out")
+    return "\n".join(lines)
 
 
-def batch_strips(batch: dict, output, faces, renderer: str, values: dict | None = None) -> list[np.ndarray]:
-    """A strip of pictures for each image of a batch (util.visualize.strip). values: per-image scores for the captions."""
-    values = values or {}
-    fits = []
-    for suffix, (verts, joints) in output.meshes.items():
-        places = keypoints_row_col(joints, output.scale)
-        silhouettes = render.coverage(project(verts, output.scale), faces, CROP, backend=renderer)
-        scores = [values[k + suffix].tolist() if k + suffix in values else [None] * len(verts) for k in ("pck", "iou")]
-        fits.append([Fit(*parts) for parts in zip(verts, places, silhouettes, *scores, strict=True)])
-    return [
-        strip(
-            to_picture(batch["image"][i]),
-            batch["mask"][i],
-            batch["border_mask"][i],
-            batch["keypoints"][i],
-            faces,
-            output.scale[i],
-            *(stage[i] for stage in fits),
-            backend=renderer,
-        )
-        for i in range(len(batch["image"]))
-    ]
-
-
-def _save_batch(folder, batch, output, values, faces, renderer):
-    arrays = {}
-    for suffix, (verts, joints) in output.meshes.items():
-        places = keypoints_row_col(joints, output.scale)
-        arrays |= {f"verts{suffix}": verts, f"joints{suffix}": joints, f"keypoints{suffix}_row_col": places}
-    for key in ("pose", "betas", "trans", "scale", "betas_logscale"):
-        if getattr(output, key) is not None:
-            arrays[key] = getattr(output, key)
-    arrays |= {key: value for key, value in values.items() if key.rpartition("_")[2] not in _GROUPS}
-    arrays = {key: value.cpu().numpy() for key, value in arrays.items()}
-    for i, (name, picture) in enumerate(zip(batch["name"], batch_strips(batch, output, faces, renderer, values), strict=True)):
-        save_png(folder / f"{name}.png", picture)
-        with written_aside(folder / f"{name}.npz") as temporary:
-            np.savez(temporary, **{key: value[i] for key, value in arrays.items()})
+def write_report(folder: Path, report: dict, scores: Scores) -> None:
+    """Writes `<dataset>_report.json`, `.txt` and `.md`, and `per_image.csv` (empty: no label)."""
+    write_json(folder / f"{report['dataset']}_report.json", report)
+    write_text(folder / f"{report['dataset']}_report.txt", format_report(report) + "\n")
+    write_text(folder / f"{report['dataset']}_report.md", format_markdown(report) + "\n")
+    columns = scores.columns()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(["name", *columns])
+    for name, *values in zip(scores.names, *columns.values(), strict=True):
+        writer.writerow([name, *("" if math.isnan(v) else f"{v:.6f}" for v in values)])
+    write_text(folder / "per_image.csv", text.getvalue())

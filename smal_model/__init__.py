@@ -1,6 +1,9 @@
 """The animal body: SMAL layer, priors and mesh hierarchy."""
 
+from .body_files import NUM_BETAS, BodyData, load_body
 from .hierarchy import MeshHierarchy
-from .smal import NUM_BETAS, NUM_LOGSCALES, SMAL, SMALOutput
+from .smal import NUM_LOGSCALES, SMAL, SMALOutput
 
-__all__ = ["NUM_BETAS", "NUM_LOGSCALES", "SMAL", "MeshHierarchy", "SMALOutput"]
+__all__ = [
+    "NUM_BETAS", "NUM_LOGSCALES", "SMAL", "BodyData", "MeshHierarchy", "SMALOutput", "load_body",
+]  # fmt: skip

@@ -1,167 +1,152 @@
-"""Safe reading of the body, prior and mesh-hierarchy files.
+"""The body's files: read, checked and handed on as one `BodyData`."""
 
-The published files are Python 2 pickles with chumpy arrays and SciPy matrices inside. `load_pickle` reads them without
-chumpy and without trusting them: only the names listed here are admitted, each mapped to a harmless stand-in, and any
-other name stops the reading. `.npz` files with plain arrays are read without unpickling at all.
-"""
-
-import io
-import pickle
-import zipfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
+from util.errors import InputError
 
-class UnsafeFileError(pickle.UnpicklingError):
-    """A pickle asks for a name outside the admitted list."""
+from . import joints, lbs
+from .checks import MAX_VERTS, floats, integers
+from .tables import load_table, require
 
-
-class _State:
-    """Takes any pickled state and does nothing with it."""
-
-    def __init__(self, *args):
-        self.state = {}
-
-    def __setstate__(self, state):
-        self.state = state if isinstance(state, dict) else {}
-
-
-class _Chumpy(_State):
-    """Stand-in for chumpy.ch.Ch: its value is the array `x`."""
+MODEL_FILE, FAMILY_FILE = "my_smpl_00781_4_all", "my_smpl_data_00781_4_all"
+SYMMETRY_FILE = "symIdx"
+NUM_BETAS = 20  # shape coefficients that the network predicts
+MAX_SHAPES = 1000  # shape directions; SMAL has 41
+_MISSING = (
+    "The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there"
+    " (see data/README.md), or make the embedded body, which needs no licence:"
+    " python -m synthetic --data_dir data/synthetic."
+)
 
 
-class _Sparse(_State):
-    """Stand-in for a SciPy sparse matrix; `build` names the SciPy class that it becomes."""
+@dataclass(frozen=True, eq=False)
+class BodyData:
+    """One animal body as its files give it: V vertices, F faces, J joints, K shape directions.
 
-    build = None
-
-
-class _Csc(_Sparse):
-    build = scipy.sparse.csc_matrix
-
-
-class _Csr(_Sparse):
-    build = scipy.sparse.csr_matrix
-
-
-def _reconstructor(cls, base, state):
-    """copyreg._reconstructor, for the stand-ins alone."""
-    if not (isinstance(cls, type) and issubclass(cls, _State)) or base is not object:
-        raise UnsafeFileError("the pickle rebuilds a class that is not a chumpy array or a SciPy matrix")
-    return cls()
-
-
-def _latin1(text, encoding="latin1"):
-    """_codecs.encode, as Python 3 writes bytes at pickle protocol 2."""
-    return text.encode("latin1")
-
-
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_ADMITTED = {
-    **{(m, n): getattr(np._core.multiarray, n) for m in _MULTIARRAY for n in ("_reconstruct", "scalar")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
-    **{(m, "object"): object for m in ("__builtin__", "builtins")},
-    **{(m, "set"): set for m in ("__builtin__", "builtins")},
-    **{(m, "_reconstructor"): _reconstructor for m in ("copy_reg", "copyreg")},
-    **{(m, "Ch"): _Chumpy for m in ("chumpy", "chumpy.ch")},
-    **{(f"scipy.sparse.{p}csc", "csc_matrix"): _Csc for p in ("", "_")},
-    **{(f"scipy.sparse.{p}csr", "csr_matrix"): _Csr for p in ("", "_")},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in _ADMITTED:
-            raise UnsafeFileError(f"the pickle asks for {module}.{name}, which is not among the names that body files need")
-        return _ADMITTED[module, name]
-
-    def persistent_load(self, pid):
-        raise UnsafeFileError("the pickle asks for an object outside the file")
-
-
-def _plain(value):
-    """Replaces stand-ins by NumPy arrays and SciPy matrices, also inside dicts, lists and object arrays."""
-    if isinstance(value, _Chumpy):
-        if "x" not in value.state:
-            raise pickle.UnpicklingError("a chumpy array without its value `x`")
-        return np.asarray(value.state["x"])
-    if isinstance(value, _Sparse):
-        state = value.state
-        shape = state.get("_shape", state.get("shape"))
-        return value.build((state["data"], state["indices"], state["indptr"]), shape=shape)
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(v) for v in value)
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        out = np.empty(value.shape, dtype=object)
-        for i, v in np.ndenumerate(value):
-            out[i] = _plain(v)
-        return out
-    return value
-
-
-def _unpickle(data: bytes, path):
-    if not data.startswith(b"\x80"):  # protocol 0 is text; Windows tools turn its line ends into CRLF
-        data = data.replace(b"\r\n", b"\n")
-    try:
-        return _plain(_Unpickler(io.BytesIO(data), encoding="latin1").load())
-    except UnsafeFileError as e:
-        raise UnsafeFileError(f"{path} was not read: {e}. Take the file from its publisher again.") from None
-    except Exception as e:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path} is not a readable pickle ({type(e).__name__}: {e}); download it again.") from e
-
-
-def load_pickle(path):
-    """Reads a pickle of plain values, NumPy and chumpy arrays and SciPy matrices (Python 2 or 3, any protocol).
-
-    Returns the pickled value with chumpy arrays as NumPy arrays. Raises FileNotFoundError, UnsafeFileError where the
-    file asks for any other name (nothing of it is run), ValueError where it is damaged.
+    Lengths are in the body's units; axes at rest: x towards the head, y to the left, z up.
     """
-    return _unpickle(Path(path).read_bytes(), path)
+
+    template: np.ndarray  # (V, 3) vertices at rest, before `align_template`
+    faces: np.ndarray  # (F, 3) int64
+    shapedirs: np.ndarray  # (V, 3, K) offsets for one unit of each shape coefficient
+    posedirs: np.ndarray  # (V, 3, 9 * (J - 1)) offsets for R - I of each joint but the root
+    J_regressor: np.ndarray  # (J, V) joints as weighted means of vertices
+    weights: np.ndarray  # (V, J) skinning weights
+    parents: np.ndarray  # (J,) int64, the root's is -1
+    symmetry: np.ndarray  # (V,) int64, each vertex's mirror image
+    family_means: np.ndarray  # (N, K) shape coefficients of each family's mean
+    family_covs: np.ndarray  # (N, K, K) their covariances
+    mirror_plane: np.ndarray  # indices of the vertices on y = 0
+    landmarks: np.ndarray  # (6,) indices, in the order of `joints.LANDMARK_VERTICES`
+    source: str = "the body"  # its name in errors
+
+    def __post_init__(self):
+        num_verts, num_joints = len(self.template), self.weights.shape[-1]
+        num_families, num_shapes = len(self.family_means), self.shapedirs.shape[-1]
+        expected = {
+            "v_template": (self.template, (num_verts, 3)),
+            "f": (self.faces, (len(self.faces), 3)),
+            "weights": (self.weights, (num_verts, num_joints)),
+            "kintree_table": (self.parents, (num_joints,)),
+            "shapedirs": (self.shapedirs, (num_verts, 3, num_shapes)),
+            "cluster_means": (self.family_means, (num_families, num_shapes)),
+            "cluster_cov": (self.family_covs, (num_families, num_shapes, num_shapes)),
+            "posedirs": (self.posedirs, (num_verts, 3, 9 * (num_joints - 1))),
+            "J_regressor": (self.J_regressor, (num_joints, num_verts)),
+            "symIdx": (self.symmetry, (num_verts,)),
+            "landmark_vertices": (self.landmarks, (len(joints.LANDMARK_VERTICES),)),
+        }
+        for key, (array, shape) in expected.items():
+            if array.shape != shape:
+                raise InputError(
+                    f"{self._name(key)} has shape {array.shape}, expected {shape};"
+                    " the files do not belong together."
+                )
+        counts = {
+            "joints": (num_joints, len(joints.NAMES), len(joints.NAMES)),
+            "vertices": (num_verts, 1, MAX_VERTS),
+            "faces": (len(self.faces), 1, 2 * MAX_VERTS),
+            "shape directions": (num_shapes, NUM_BETAS, MAX_SHAPES),
+            "vertices on its mirror plane": (self.mirror_plane.size, 1, num_verts),
+        }
+        for name, (found, low, high) in counts.items():
+            if not low <= found <= high:
+                raise InputError(
+                    f"{MODEL_FILE} in {self.source} has {found} {name}, expected {low} to {high}."
+                )
+        indices = {
+            "f": self.faces,
+            "symIdx": self.symmetry,
+            "mirror_plane_vertices": self.mirror_plane,
+            "landmark_vertices": self.landmarks,
+        }
+        for key, array in indices.items():
+            if not 0 <= array.min() <= array.max() < num_verts:
+                raise InputError(
+                    f"{self._name(key)} names vertices {array.min()} to {array.max()};"
+                    f" the body has {num_verts}."
+                )
+        try:
+            lbs.tree_levels(self.parents.tolist())
+        except ValueError as e:
+            raise InputError(f"{self._name('kintree_table')} is no tree: {e}.") from None
+
+    def _name(self, key):
+        file = {"cluster_means": FAMILY_FILE, "cluster_cov": FAMILY_FILE, "symIdx": SYMMETRY_FILE}
+        return f"{key} of {file.get(key, MODEL_FILE)} in {self.source}"
 
 
-def load_npz(path, keys=None) -> dict:
-    """Reads an `.npz` into a dict, object arrays (pickled inside) through the safe unpickler. `keys` limits what is read."""
-    out = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                key = member.removesuffix(".npy")
-                if keys is not None and key not in keys:
-                    continue
-                data = archive.read(member)
-                stream = io.BytesIO(data)
-                version = np.lib.format.read_magic(stream)
-                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                dtype = read_header(stream)[2]
-                if dtype.hasobject:
-                    out[key] = _unpickle(data[stream.tell() :], f"{path} ({key})")
-                else:
-                    out[key] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
-        raise ValueError(f"{path} is not a readable .npz file ({e}); download or make it again.") from e
-    return out
+def load_body(folder) -> BodyData:
+    """Reads the three files of a body, each `.pkl` (as published) or `.npz` (plain arrays).
 
+    Args:
+        folder: holds `my_smpl_00781_4_all`, `my_smpl_data_00781_4_all` and `symIdx`.
 
-def load_table(folder, stem: str) -> dict:
-    """Reads `<folder>/<stem>.pkl`, or `.npz` where there is no pickle, as a dict. A pickled bare array comes under `stem`."""
+    Raises:
+        InputError: a file is missing, cannot be read or does not fit the others.
+    """
     folder = Path(folder)
-    for suffix, load in ((".pkl", load_pickle), (".npz", load_npz)):
-        path = folder / (stem + suffix)
-        if path.exists():
-            value = load(path)
-            return value if isinstance(value, dict) else {stem: value}
-    raise FileNotFoundError(f"{folder / stem}.pkl (or .npz) is missing")
+    model, family, symmetry = (
+        load_table(folder, stem, _MISSING) for stem in (MODEL_FILE, FAMILY_FILE, SYMMETRY_FILE)
+    )
+    keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+    require(model, keys, folder / MODEL_FILE)
+    require(symmetry, (SYMMETRY_FILE,), folder / SYMMETRY_FILE)
+    require(family, ("cluster_means", "cluster_cov"), folder / FAMILY_FILE)
 
-
-def require(table: dict, keys, path):
-    """Raises ValueError naming the keys that `table`, read from `path`, lacks."""
-    missing = [k for k in keys if k not in table]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(map(str, table)) or 'nothing'}.")
+    path = folder / MODEL_FILE
+    weights, template = floats(model, "weights", path, 2), floats(model, "v_template", path, 2)
+    regressor = model["J_regressor"]
+    if scipy.sparse.issparse(regressor):
+        shape = weights.shape[1], len(template)
+        if regressor.shape != shape:  # before it is made dense
+            raise InputError(
+                f"J_regressor in {path} has shape {regressor.shape}, expected {shape}."
+            )
+        model["J_regressor"] = regressor.toarray()
+    tree = integers(model, "kintree_table", path, 2)  # parents, joints
+    if tree.shape != (2, weights.shape[1]):
+        raise InputError(
+            f"kintree_table in {path} has shape {tree.shape}, expected (2, {weights.shape[1]})."
+        )
+    model.setdefault("mirror_plane_vertices", joints.MIRROR_PLANE_VERTICES)
+    model.setdefault("landmark_vertices", joints.LANDMARK_VERTICES)
+    return BodyData(
+        template=template,
+        faces=integers(model, "f", path, 2),
+        shapedirs=floats(model, "shapedirs", path, 3),
+        posedirs=floats(model, "posedirs", path, 3),
+        J_regressor=floats(model, "J_regressor", path, 2),
+        weights=weights,
+        parents=np.where(tree[0] == 2**32 - 1, -1, tree[0]),  # the root's as it is published
+        symmetry=integers(symmetry, SYMMETRY_FILE, folder / SYMMETRY_FILE, 1),
+        family_means=floats(family, "cluster_means", folder / FAMILY_FILE, 2),
+        family_covs=floats(family, "cluster_cov", folder / FAMILY_FILE, 3),
+        mirror_plane=integers(model, "mirror_plane_vertices", path, 1),
+        landmarks=integers(model, "landmark_vertices", path, 1),
+        source=str(folder),
+    )

@@ -13,24 +13,44 @@ LEFT_EAR, RIGHT_EAR = 33, 34
 NAMES = (
     "root", "pelvis0", "spine", "spine0", "spine1", "spine2", "spine3",
     "LLeg1", "LLeg2", "LLeg3", "LFoot", "RLeg1", "RLeg2", "RLeg3", "RFoot", "Neck", "Head",
-    "LLegBack1", "LLegBack2", "LLegBack3", "LFootBack", "RLegBack1", "RLegBack2", "RLegBack3", "RFootBack",
+    "LLegBack1", "LLegBack2", "LLegBack3", "LFootBack",
+    "RLegBack1", "RLegBack2", "RLegBack3", "RFootBack",
     "Tail1", "Tail2", "Tail3", "Tail4", "Tail5", "Tail6", "Tail7", "Mouth", "LEar", "REar",
 )  # fmt: skip
 
-# Vertices of SMAL's mesh that follow the regressed joints: nose, chin, right ear tip, left ear tip, left eye, right eye.
+# Vertices of SMAL's mesh that follow the regressed joints: nose, chin, right and left ear tip, left
+# and right eye.
 LANDMARK_VERTICES = (1863, 26, 2124, 150, 3055, 1097)
 
-# StanfordExtra's first 20 keypoints, as indices into the regressed joints followed by the landmarks: paw, middle and top of the
-# left front, left rear, right front and right rear leg; start and end of the tail; left and right ear base; nose, chin; left and
-# right ear tip. The data's "left" is the model's "right".
+# StanfordExtra's first 20 keypoints, as indices into the regressed joints and then the landmarks:
+# paw, middle and top of the left front, left rear, right front and right rear leg; start and end of
+# the tail; left and right ear base; nose, chin; left and right ear tip. The data's "left" is the
+# model's "right".
 KEYPOINT_JOINTS = (14, 13, 12, 24, 23, 22, 10, 9, 8, 20, 19, 18, 25, 31, 34, 33, 35, 36, 37, 38)
 NUM_KEYPOINTS = len(KEYPOINT_JOINTS)
+KEYPOINT_NAMES = (
+    *(
+        f"{leg}_{part}"
+        for leg in ("left_front", "left_rear", "right_front", "right_rear")
+        for part in ("paw", "middle", "top")
+    ),
+    *(
+        "tail_start",
+        "tail_end",
+        "left_ear_base",
+        "right_ear_base",
+        "nose",
+        "chin",
+        "left_ear_tip",
+        "right_ear_tip",
+    ),
+)
 
 # Vertices of SMAL's template on its mirror plane (y = 0).
 MIRROR_PLANE_VERTICES = (
-    *range(0, 33), 37, 55, 119, 120, 163, 209, 210, 211, 213, 216, 227, 326, 395, 452, 578, 910, 959, 964, 975, 976, 977,
-    1172, 1175, 1176, 1178, 1194, 1243, 1739, *range(1796, 1841), *range(1842, 1864), 1870, 1919, 1960, 1961, 1965, 1967,
-    2003,
+       *range(0, 33), 37, 55, 119, 120, 163, 209, 210, 211, 213, 216, 227, 326, 395, 452, 578, 910,
+    959, 964, 975, 976, 977,     1172, 1175, 1176, 1178, 1194, 1243, 1739, *range(1796, 1841),
+    *range(1842, 1864), 1870, 1919, 1960, 1961, 1965, 1967,     2003,
 )  # fmt: skip
 
 # The six log-scales: (joints, axes, entry). Legs and ears are scaled with both sides together.

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 
 class _SparseProduct(torch.autograd.Function):
-    """y[b] = M x[b] for one sparse M; the transpose for the backward pass is given, not built at each step."""
+    """y[b] = M x[b] for one sparse M; its transpose is given, not built at each backward pass."""
 
     @staticmethod
     def forward(ctx, x, matrix, transpose):
@@ -25,21 +25,32 @@ class _SparseProduct(torch.autograd.Function):
 def _product(matrix, x):
     batch, rows, channels = x.shape
     flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
-    with torch.autocast(x.device.type, enabled=False):  # sparse products exist in float32 and float64
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # sparse products exist in float32 and float64
         return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
 
 
 class SparseMap(nn.Module):
-    """A constant sparse matrix (M, N) applied to (B, N, C), giving (B, M, C)."""
+    """A constant sparse matrix (M, N) applied to (B, N, C), giving (B, M, C).
+
+    Args:
+        matrix: (M, N), anything that SciPy turns into a CSR matrix.
+    """
 
     def __init__(self, matrix):
         super().__init__()
         self.shape = matrix.shape
-        for name, m in (("", scipy.sparse.csr_matrix(matrix)), ("t_", scipy.sparse.csr_matrix(matrix.T))):
+        for name, m in (("", matrix), ("t_", matrix.T)):
+            m = scipy.sparse.csr_matrix(m)
             m.sort_indices()
-            self.register_buffer(name + "rows", torch.from_numpy(m.indptr.astype(np.int64)), persistent=False)
-            self.register_buffer(name + "columns", torch.from_numpy(m.indices.astype(np.int64)), persistent=False)
-            self.register_buffer(name + "values", torch.from_numpy(m.data.astype(np.float32)), persistent=False)
+            parts = {
+                "rows": m.indptr.astype(np.int64),
+                "columns": m.indices.astype(np.int64),
+                "values": m.data.astype(np.float32),
+            }
+            for part, array in parts.items():
+                self.register_buffer(name + part, torch.from_numpy(array), persistent=False)
         with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta
             warnings.simplefilter("ignore")
             self._csr("")
@@ -52,13 +63,19 @@ class SparseMap(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 3 or x.shape[1] != self.shape[1]:
             raise ValueError(
-                f"a map from {self.shape[1]} to {self.shape[0]} vertices takes (B, {self.shape[1]}, C), found {tuple(x.shape)}"
+                f"a map from {self.shape[1]} to {self.shape[0]} vertices takes"
+                f" (B, {self.shape[1]}, C), found {tuple(x.shape)}"
             )
         return _SparseProduct.apply(x, self._csr(""), self._csr("t_"))
 
 
 def adjacency(faces, num_verts: int) -> scipy.sparse.csr_matrix:
-    """(V, V) with 1 where two vertices share an edge of a face; nothing on the diagonal. faces: (F, 3)."""
+    """(V, V) with 1 where two vertices share an edge of a face; nothing on the diagonal.
+
+    Args:
+        faces: (F, 3) indices of vertices.
+        num_verts: V.
+    """
     faces = np.asarray(faces)
     i, j = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
     a = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(num_verts, num_verts)).tocsr()
@@ -69,12 +86,21 @@ def adjacency(faces, num_verts: int) -> scipy.sparse.csr_matrix:
 
 
 def vertex_normals(verts: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    """Unit normals, the mean of the adjacent faces' weighted by area: (B, V, 3), (F, 3) -> (B, V, 3).
+    """Unit normals, the mean of the adjacent faces' weighted by area.
 
-    The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that the viewer sees turn
-    counter-clockwise have theirs pointing away. Faces that are not finite do not count; vertices without a face have 0.
+    The normal of corners a, b, c is (b - a) x (c - a): with z away from the viewer, corners that
+    the viewer sees turn counter-clockwise have theirs pointing away. Faces that are not finite do
+    not count.
+
+    Args:
+        verts: (B, V, 3).
+        faces: (F, 3) int64 indices of vertices.
+
+    Returns:
+        (B, V, 3); 0 at vertices without a face.
     """
-    first, second, third = verts[:, faces.flatten()].view(len(verts), len(faces), 3, 3).unbind(2)  # (B, F, 3) each
+    corners = verts[:, faces.flatten()].view(len(verts), len(faces), 3, 3)
+    first, second, third = corners.unbind(2)  # (B, F, 3) each
     face_normals = torch.linalg.cross(second - first, third - first, dim=2)  # (B, F, 3)
     face_normals = torch.where(face_normals.isfinite().all(2, keepdim=True), face_normals, 0)
     sums = torch.zeros_like(verts)

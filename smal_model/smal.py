@@ -1,34 +1,39 @@
 """The SMAL animal model (Zuffi et al., 3D Menagerie, CVPR 2017) as a differentiable layer."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import nn
 
-from . import joints, lbs
-from .body_files import load_table, require
+from util.errors import InputError
 
-MODEL_FILE, FAMILY_FILE, SYMMETRY_FILE = "my_smpl_00781_4_all", "my_smpl_data_00781_4_all", "symIdx"
-NUM_BETAS = 20  # shape coefficients that the network predicts
+from . import joints, lbs
+from .body_files import BodyData, load_body
+
 NUM_LOGSCALES = len(joints.LOGSCALES)
 
 
 @dataclass
 class SMALOutput:
-    """verts: (B, V, 3); joints: (B, J + 6, 3), the regressed joints followed by the six of `joints.LANDMARK_VERTICES`."""
+    """A posed body: the regressed joints are followed by the six `joints.LANDMARK_VERTICES`."""
 
-    verts: torch.Tensor
-    joints: torch.Tensor
+    verts: torch.Tensor  # (B, V, 3)
+    joints: torch.Tensor  # (B, J + 6, 3)
 
 
 def align_template(template, mirror_plane, symmetry) -> np.ndarray:
-    """Centres the template and makes it mirror-symmetric about y = 0.
+    """Centres a template and makes it mirror-symmetric about y = 0.
 
-    template: (V, 3); mirror_plane: indices of the vertices on the plane; symmetry: (V,) index of each vertex's mirror image.
     One scalar mean is taken off all numbers; then the right half (y < 0) is mirrored onto the left.
+
+    Args:
+        template: (V, 3) vertices.
+        mirror_plane: indices of the vertices on the plane.
+        symmetry: (V,) index of each vertex's mirror image.
+
+    Returns:
+        (V, 3) float64.
     """
     v = np.array(template, dtype=np.float64)
     v -= v.mean()
@@ -42,88 +47,60 @@ def align_template(template, mirror_plane, symmetry) -> np.ndarray:
 class SMAL(nn.Module):
     """SMAL layer: shape coefficients, pose and translation to vertices and joints.
 
-    model_dir: folder with `my_smpl_00781_4_all`, `my_smpl_data_00781_4_all` and `symIdx`, each `.pkl` (as published) or `.npz`
-    (same keys, plain arrays). shape_family_id: row of the families' means and covariances (1 is dogs).
-    Every size comes from these files. Buffers: faces (F, 3) int64, parents (J,), template (V, 3), shape directions, pose
-    directions, joint regressor, skinning weights. `family_mean` (K,) and `family_cov` (K, K), over all K shape directions, are
-    NumPy arrays.
-    Axes at rest: x towards the head, y to the animal's left, z up.
+    Buffers: faces (F, 3), parents (J,), template (V, 3), shape and pose directions, joint
+    regressor, skinning weights; none is stored in a checkpoint, the body comes from its files.
+    `family_mean` (K,) and `family_cov` (K, K), over all K shape directions, are NumPy arrays;
+    `source` says where the body comes from.
+
+    Args:
+        body: a folder for `load_body`, or a `BodyData`; every size comes from it.
+        shape_family_id: row of the families' means and covariances (1 is dogs).
+
+    Raises:
+        InputError: the files cannot be read, or there is no such family.
     """
 
-    def __init__(self, model_dir, shape_family_id: int = 1):
+    faces: torch.Tensor
+    parents: torch.Tensor
+    landmarks: torch.Tensor
+    template: torch.Tensor
+    shapedirs: torch.Tensor
+    posedirs: torch.Tensor
+    J_regressor: torch.Tensor
+    weights: torch.Tensor
+    logscale_mask: torch.Tensor
+
+    def __init__(self, body, shape_family_id: int = 1):
         super().__init__()
-        model_dir = Path(model_dir)
-        try:
-            model, family = load_table(model_dir, MODEL_FILE), load_table(model_dir, FAMILY_FILE)
-            symmetry = load_table(model_dir, SYMMETRY_FILE)
-        except FileNotFoundError as e:
-            raise FileNotFoundError(
-                f"{e}. The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there (see data/README.md),"
-                " or make the embedded body, which needs no licence: python -m synthetic --data_dir data/synthetic."
-            ) from None
-        keys = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
-        require(model, keys, model_dir / MODEL_FILE)
-        require(symmetry, (SYMMETRY_FILE,), model_dir / SYMMETRY_FILE)
-        symmetry = np.asarray(symmetry[SYMMETRY_FILE]).astype(np.int64).ravel()
-        require(family, ("cluster_means", "cluster_cov"), model_dir / FAMILY_FILE)
-
-        template, shapedirs, posedirs, weights = (
-            np.asarray(model[k], np.float64) for k in ("v_template", "shapedirs", "posedirs", "weights")
-        )
-        regressor = model["J_regressor"]
-        regressor = np.asarray(regressor.todense() if scipy.sparse.issparse(regressor) else regressor, np.float64)
-        means, covariances = (np.asarray(family[k], np.float64) for k in ("cluster_means", "cluster_cov"))
-        faces, kintree = (np.asarray(model[k]).astype(np.int64) for k in ("f", "kintree_table"))
-        num_verts, num_joints, num_shapes = template.shape[0], weights.shape[-1], shapedirs.shape[-1]
-        expected = {
-            "v_template": (template.shape, (num_verts, 3)),
-            "f": (faces.shape, (len(faces), 3)),
-            "weights": (weights.shape, (num_verts, num_joints)),
-            "kintree_table": (kintree.shape, (2, num_joints)),
-            "shapedirs": (shapedirs.shape, (num_verts, 3, num_shapes)),
-            "cluster_means": (means.shape, (len(means), num_shapes)),
-            "cluster_cov": (covariances.shape, (len(means), num_shapes, num_shapes)),
-            "posedirs": (posedirs.shape, (num_verts, 3, 9 * (num_joints - 1))),
-            "J_regressor": (regressor.shape, (num_joints, num_verts)),
-            "symIdx": (symmetry.shape, (num_verts,)),
+        body = body if isinstance(body, BodyData) else load_body(body)
+        families = len(body.family_means)
+        if not 0 <= shape_family_id < families:
+            raise InputError(
+                f"shape_family_id is {shape_family_id}; {body.source} has families 0 to"
+                f" {families - 1}."
+            )
+        num_verts, num_joints = body.weights.shape
+        self.levels = lbs.tree_levels(body.parents.tolist())
+        self.has_posedirs = bool(body.posedirs.any())  # the synthetic body has none
+        constants = {
+            "faces": body.faces,
+            "parents": np.maximum(body.parents, 0),
+            "landmarks": body.landmarks,
+            "template": align_template(body.template, body.mirror_plane, body.symmetry),
+            "shapedirs": body.shapedirs.reshape(num_verts * 3, -1).T,  # (K, V*3)
+            "posedirs": body.posedirs.reshape(num_verts * 3, -1).T,  # (9*(J-1), V*3)
+            "J_regressor": body.J_regressor,
+            "weights": body.weights,
+            "logscale_mask": joints.logscale_mask(num_joints),  # (6, J, 3)
         }
-        for key, (found, wanted) in expected.items():
-            if found != wanted:
-                raise ValueError(f"{key} in {model_dir} has shape {found}, expected {wanted}; the files do not belong together.")
-        if num_joints != len(joints.NAMES):
-            raise ValueError(f"{model_dir} has {num_joints} joints; SMAL's tree of {len(joints.NAMES)} is expected.")
-        if num_shapes < NUM_BETAS:
-            raise ValueError(f"{model_dir} has {num_shapes} shape directions; the network needs {NUM_BETAS} or more.")
-        if faces.size and not 0 <= faces.min() <= faces.max() < num_verts:
-            raise ValueError(f"f in {model_dir} names vertices {faces.min()} to {faces.max()}; the body has {num_verts}.")
-        num_families = len(means)
-        if not 0 <= shape_family_id < num_families:
-            raise ValueError(f"--shape_family_id {shape_family_id}: the body has families 0 to {num_families - 1}.")
-
-        # The root's parent is stored as 2^32 - 1.
-        parents = kintree[0].astype(np.int32).astype(np.int64)
-        self.levels = lbs.tree_levels(parents.tolist())
-        mirror_plane = np.asarray(model.get("mirror_plane_vertices", joints.MIRROR_PLANE_VERTICES))
-        landmarks = np.asarray(model.get("landmark_vertices", joints.LANDMARK_VERTICES))
-        template = align_template(template, mirror_plane, symmetry)
-
-        def constant(name, array, dtype=torch.float32):
-            # The body comes from its own files, never from a checkpoint.
-            self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(array)).to(dtype), persistent=False)
-
-        constant("faces", faces, torch.int64)
-        constant("parents", np.maximum(parents, 0), torch.int64)
-        constant("landmarks", landmarks.astype(np.int64), torch.int64)
-        constant("template", template)
-        constant("shapedirs", shapedirs.reshape(num_verts * 3, -1).T)  # (K, V*3)
-        constant("posedirs", posedirs.reshape(num_verts * 3, -1).T)  # (9*(J-1), V*3)
-        self.has_posedirs = bool(posedirs.any())  # the made-up body has none
-        constant("J_regressor", regressor)
-        constant("weights", weights)
-        constant("logscale_mask", joints.logscale_mask(num_joints))  # (6, J, 3)
-        # NumPy, in double precision whatever the module is cast to: the shape prior inverts this covariance.
-        self.family_mean = means[shape_family_id]
-        self.family_cov = covariances[shape_family_id]
+        for name, array in constants.items():
+            dtype = torch.float32 if array.dtype.kind == "f" else torch.int64
+            tensor = torch.as_tensor(np.ascontiguousarray(array)).to(dtype)
+            self.register_buffer(name, tensor, persistent=False)
+        self.source = body.source
+        # NumPy, in double precision whatever the module is cast to: the shape prior inverts it.
+        self.family_mean = body.family_means[shape_family_id]
+        self.family_cov = body.family_covs[shape_family_id]
 
     @property
     def num_verts(self) -> int:
@@ -134,8 +111,15 @@ class SMAL(nn.Module):
         return self.parents.shape[0]
 
     def forward(self, betas, pose, trans=None, del_v=None, betas_logscale=None) -> SMALOutput:
-        """betas (B, n <= K); pose (B, 3*J) axis-angle, joint 0 global; trans (B, 3); del_v (B, V, 3) offsets in the rest pose;
-        betas_logscale (B, 6). Lengths in the body's units. Returns SMALOutput."""
+        """Poses a batch of bodies.
+
+        Args:
+            betas: (B, n <= K) shape coefficients.
+            pose: (B, 3*J) axis-angle in radians; joint 0 is the global rotation.
+            trans: (B, 3) translation in the body's units, or None.
+            del_v: (B, V, 3) offsets of the vertices in the rest pose, or None.
+            betas_logscale: (B, 6) log-scales of limbs (`joints.LOGSCALES`), or None.
+        """
         batch, num_verts = betas.shape[0], self.num_verts
         _expect("betas", betas, (batch, min(betas.shape[-1], self.shapedirs.shape[0])))
         _expect("pose", pose, (batch, 3 * self.num_joints))
@@ -143,7 +127,8 @@ class SMAL(nn.Module):
         _expect("del_v", del_v, (batch, num_verts, 3))
         _expect("betas_logscale", betas_logscale, (batch, NUM_LOGSCALES))
 
-        shaped = self.template + (betas @ self.shapedirs[: betas.shape[1]]).view(batch, num_verts, 3)  # (B, V, 3)
+        offsets = (betas @ self.shapedirs[: betas.shape[1]]).view(batch, num_verts, 3)
+        shaped = self.template + offsets  # (B, V, 3)
         if del_v is not None:
             shaped = shaped + del_v
         rest_joints = self._regress(shaped)  # (B, J, 3)
@@ -154,12 +139,14 @@ class SMAL(nn.Module):
             posed = shaped + (bend.flatten(1) @ self.posedirs).view(batch, num_verts, 3)
         scales = None
         if betas_logscale is not None:
-            scales = (betas_logscale @ self.logscale_mask.flatten(1)).exp().view(batch, -1, 3)  # (B, J, 3)
+            logscales = betas_logscale @ self.logscale_mask.flatten(1)  # (B, J*3)
+            scales = logscales.exp().view(batch, -1, 3)  # (B, J, 3)
         transforms = lbs.kinematic_chain(rotations, rest_joints, self.parents, self.levels, scales)
         verts = lbs.skin(posed, transforms, self.weights)  # (B, V, 3)
         if trans is not None:
             verts = verts + trans[:, None]
-        return SMALOutput(verts.contiguous(), torch.cat([self._regress(verts), verts[:, self.landmarks]], 1))
+        all_joints = torch.cat([self._regress(verts), verts[:, self.landmarks]], 1)
+        return SMALOutput(verts.contiguous(), all_joints)
 
     def _regress(self, verts):
         """Joints (B, J, 3) of vertices (B, V, 3), as one product over the batch."""

@@ -1,1 +1,1 @@
-"""The synthetic world: a dog in the SMAL file layout and photographs of it with exact ground truth."""
+"""The synthetic world: a dog in the SMAL file layout and photographs of it with ground truth."""

@@ -1,4 +1,4 @@
-"""Where the tests find their data: recorded arrays in tests/data or in a `shared` folder beside the repository."""
+"""Where the tests find their data: recorded arrays in tests/data or in a folder `shared`."""
 
 import os
 from pathlib import Path
@@ -16,26 +16,28 @@ def _shared_folder() -> Path | None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with recorded arrays and sample files; tests that need it skip where it is missing."""
+    """The folder of recorded arrays and sample files; tests that need it skip without it."""
     folder = _shared_folder()
     if folder is None:
-        pytest.skip("no ../shared folder with recorded arrays and sample files (set COARSE_TO_FINE_SHARED)")
+        pytest.skip(
+            "no ../shared folder with recorded arrays and sample files (set COARSE_TO_FINE_SHARED)"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
-def made_up_body(tmp_path_factory) -> Path:
-    """A data folder with the made-up body, its priors and its mesh hierarchy; other sizes than SMAL's."""
-    from synthetic.body import write_quadruped
+def synthetic_body(tmp_path_factory) -> Path:
+    """A data folder with the synthetic body, priors and mesh hierarchy; other sizes than SMAL's."""
+    from synthetic.body import write_body
 
     folder = tmp_path_factory.mktemp("body")
-    write_quadruped(folder)
+    write_body(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """golden(name) reads `<name>.npz` as a dict of arrays, from tests/data or from the shared folder."""
+    """golden(name) reads `<name>.npz` from tests/data or the shared folder as a dict."""
 
     def read(name: str) -> dict:
         folder = _shared_folder()
@@ -48,3 +50,61 @@ def golden():
         pytest.skip(f"{name}.npz is neither in tests/data nor in ../shared/golden")
 
     return read
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    from synthetic.writer import make_data
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    make_data(folder, num_images=24, seed=3, num_workers=2)
+    for split, part in (("train", range(18)), ("val", range(18, 20)), ("test", range(20, 24))):
+        np.save(
+            folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy",
+            np.arange(24)[part.start : part.stop],
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(data, tmp_path_factory):
+    """The three stages with the README's options; 18 training images: batches of 8, 8 and 2."""
+    import main
+    import main_meshgraph
+    from tests.commands import SMALL
+
+    out = tmp_path_factory.mktemp("runs")
+    common = ["--data_dir", str(data), "--num_works", "0", "--device", "cpu"]
+    main.main(
+        [
+            *common,
+            *SMALL,
+            "--batch_size",
+            "8",
+            "--nEpochs",
+            "2",
+            "--output_dir",
+            str(out / "stage1"),
+        ]
+    )
+    stage2 = "--nEpochs 1 --local_feat --num_channels 32 --batch_size 8 --freezecoarse --gpu_ids 0"
+    start = ["--pretrained", str(out / "stage1" / "checkpoint.pth.tar")]
+    main_meshgraph.main([*common, "--output_dir", str(out / "stage2"), *stage2.split(), *start])
+    main_meshgraph.main(
+        [
+            *common,
+            "--output_dir",
+            str(out / "stage3"),
+            "--nEpochs",
+            "1",
+            "--lr",
+            "1e-5",
+            "--local_feat",
+            "--batch_size",
+            "8",
+        ]
+        + "--w_arap 10000 --w_dice 1000 --w_dice_refine 100 --gpu_ids 0".split()
+        + ["--w_pose_limit_prior", "5000"]
+        + ["--resume", str(out / "stage2" / "checkpoint.pth.tar")]
+    )
+    return out

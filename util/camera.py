@@ -1,4 +1,4 @@
-"""The camera: perspective along +z, no rotation, an image plane that the crop spans from -1 to 1."""
+"""The camera: perspective along +z, no rotation, a plane that the crop spans from -1 to 1."""
 
 import torch
 

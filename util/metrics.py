@@ -1,4 +1,4 @@
-"""How well a prediction fits its image: PCK of the keypoints, IoU of the silhouette, 3D error after alignment.
+"""How well a prediction fits: PCK of keypoints, IoU of silhouettes, 3D error after alignment.
 
 One value per image; no input is changed. A mean over images leaves NaN out (`torch.nanmean`).
 """
@@ -23,14 +23,14 @@ def pck(
     """Fraction of the visible keypoints nearer than threshold * sqrt(mask area) to their label.
 
     Args:
-        predicted: (B, K or more, 2), row and column in pixels of the crop; the first K are compared.
+        predicted: (B, K or more, 2), row and column in pixels; the first K are compared.
         keypoints: (B, K, 3), row, column, visible (above 0).
         mask_area: (B,), sum of the mask, square pixels.
         threshold: fraction of the mask's side.
         group: a name of `GROUPS`, or None for all keypoints.
 
     Returns:
-        (B,) in [0, 1]; NaN where no keypoint of the group is visible. A prediction that is not a number counts as missed.
+        (B,) in [0, 1]; NaN where none is visible. A prediction of NaN counts as missed.
     """
     batch, count = keypoints.shape[:2]
     if keypoints.shape != (batch, count, 3) or mask_area.shape != (batch,):
@@ -50,19 +50,21 @@ def pck(
 
 
 def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor) -> torch.Tensor:
-    """Overlap of the rendered silhouette with the mask, inside the photograph (the published protocol).
+    """Overlap of the rendered silhouette with the mask, by the published protocol.
 
-    Where border_mask is 0 (outside the photograph) the mask is unknown and taken to be the silhouette.
+    Where border_mask is 0 (outside the photograph) the mask is unknown: taken as the silhouette.
 
     Args:
         silhouette, mask, border_mask: (B, H, W) in [0, 1], thresholded nowhere.
 
     Returns:
-        (B,): sum of the product over the number of pixels in which either is above 0; NaN where no pixel is.
+        (B,): sum of the product / number of pixels where either is above 0; NaN where none is.
     """
     if silhouette.ndim != 3 or not silhouette.shape == mask.shape == border_mask.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (silhouette, mask, border_mask))
-        raise ValueError(f"silhouette, mask and border_mask are {shapes}, expected the same (B, H, W)")
+        raise ValueError(
+            f"silhouette, mask and border_mask are {shapes}, expected the same (B, H, W)"
+        )
     label = torch.where(border_mask > 0, mask, silhouette)  # (B, H, W)
     both = (silhouette * label).sum((1, 2))  # (B,)
     either = (silhouette + label > 0).sum((1, 2))  # (B,)
@@ -70,7 +72,7 @@ def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor)
 
 
 def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Mean distance per point after the similarity that fits `predicted` best to `true` (Umeyama, PAMI 1991).
+    """Mean distance per point after the best similarity transform (Umeyama, PAMI 1991).
 
     PA-MPVPE of vertices, PA-MPJPE of joints. No reflection.
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine import losses
 from smal_model import SMAL, priors
 from smal_model.priors import GaussianPrior
-from engine import losses
 
 REL = 1e-5
 
@@ -26,7 +26,9 @@ def test_laplacian_matches_recorded_value(golden):
     g, faces = golden("losses"), golden("renderer")["body_side/faces"]
     predicted, reference = torch.tensor(g["lap_pred"]), torch.tensor(g["lap_ref"])
     laplacian = losses.mesh_laplacian(faces, predicted.shape[1])
-    assert losses.laplacian_loss(predicted, reference, laplacian).item() == pytest.approx(float(g["laplacian"]), rel=REL)
+    assert losses.laplacian_loss(predicted, reference, laplacian).item() == pytest.approx(
+        float(g["laplacian"]), rel=REL
+    )
 
 
 def test_priors_match_recorded_values(shared, golden):
@@ -62,9 +64,13 @@ def test_tversky_of_a_perfect_and_an_empty_silhouette():
     mask = torch.zeros(2, 8, 8)
     mask[:, 2:6, 2:6] = 1
     assert losses.tversky_loss(mask, mask, 0.6, 0.4).item() == pytest.approx(0, abs=1e-6)
-    assert losses.tversky_loss(torch.zeros_like(mask), mask, 0.6, 0.4).item() == pytest.approx(1, abs=1e-4)
+    assert losses.tversky_loss(torch.zeros_like(mask), mask, 0.6, 0.4).item() == pytest.approx(
+        1, abs=1e-4
+    )
     wide = torch.ones_like(mask)  # 32 true, 96 false positives
-    assert losses.tversky_loss(wide, mask, 0.6, 0.4).item() == pytest.approx(1 - 32 / (32 + 0.6 * 96), rel=1e-5)
+    assert losses.tversky_loss(wide, mask, 0.6, 0.4).item() == pytest.approx(
+        1 - 32 / (32 + 0.6 * 96), rel=1e-5
+    )
 
 
 def test_laplacian_ignores_translation_and_sees_one_moved_vertex():
@@ -74,7 +80,9 @@ def test_laplacian_ignores_translation_and_sees_one_moved_vertex():
     assert losses.laplacian_loss(verts + 3, verts, laplacian).item() == pytest.approx(0, abs=1e-5)
     moved = verts.clone()
     moved[0, 0, 0] += 1  # its own row changes by its degree 3, each neighbour's by 1
-    assert losses.laplacian_loss(moved, verts, laplacian).item() == pytest.approx((3 + 1 + 1 + 1) / 4, rel=1e-5)
+    assert losses.laplacian_loss(moved, verts, laplacian).item() == pytest.approx(
+        (3 + 1 + 1 + 1) / 4, rel=1e-5
+    )
 
 
 def _cases():
@@ -92,7 +100,10 @@ def _cases():
     prior = GaussianPrior(np.ones(9), np.arange(81.0).reshape(9, 9) / 40, skip=3).double()
     return {
         "keypoints": (lambda x: losses.keypoint_loss(x, labelled), 50 * draw(2, 20, 2)),
-        "tversky": (lambda x: losses.tversky_loss(x, mask, 0.6, 0.4), torch.rand(2, 6, 6, generator=g, dtype=torch.float64)),
+        "tversky": (
+            lambda x: losses.tversky_loss(x, mask, 0.6, 0.4),
+            torch.rand(2, 6, 6, generator=g, dtype=torch.float64),
+        ),
         "joint_limits": (lambda x: losses.joint_limit_loss(x, low, high), draw(2, 105)),
         "laplacian": (lambda x: losses.laplacian_loss(x, coarse, laplacian), draw(2, 4, 3)),
         "prior": (prior, draw(2, 9)),

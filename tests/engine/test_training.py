@@ -1,4 +1,4 @@
-"""From options to what is learnt: which weight acts on which term, what each switch does, what a run folder keeps."""
+"""From options to learning: which weight acts on which term, what each switch does, run folders."""
 
 import json
 import shutil
@@ -9,14 +9,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+import main_meshgraph
 import render
-from synthetic.writer import make_data
-from model import CoarseToFine
-from smal_model import SMAL, MeshHierarchy, priors
-from tests.test_scripts import SMALL, _fails
-from engine import build, loop as engine, losses
-from util.camera import CROP, keypoints_row_col, project
+from engine import build, losses
+from engine import loop as engine
 from engine.options import meshgraph_parser
+from model import CoarseModel, CoarseToFine, Estimate
+from smal_model import SMAL, MeshHierarchy, priors
+from synthetic.writer import make_data
+from tests.commands import SMALL, fails
+from util.camera import CROP
+from util.errors import Finished
+from util.scores import MeshScores, Scores
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,10 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     make_data(folder, num_images=20, seed=7, num_workers=2)
     for split, indices in (("train", range(6)), ("val", [6]), ("test", [7])):
-        np.save(folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy", np.array(indices))
+        np.save(
+            folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy",
+            np.array(indices),
+        )
     return folder
 
 
@@ -37,7 +44,9 @@ def start(data, tmp_path_factory):
 
 
 def _stage1(data, folder, *more, small=SMALL):
-    main.main(["--data_dir", str(data), *small, "--batch_size", "3", "--output_dir", str(folder), *more])
+    main.main(
+        ["--data_dir", str(data), *small, "--batch_size", "3", "--output_dir", str(folder), *more]
+    )
 
 
 def _content(path):
@@ -45,74 +54,149 @@ def _content(path):
 
 
 def _epochs(folder):
-    return [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("epoch ")]
+    return [
+        line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("epoch ")
+    ]
 
 
-# ---- losses ------------------------------------------------------------------------------------------------------
+# ---- losses
 
 
-def test_each_weight_multiplies_its_own_term(made_up_body):
-    """Eight weights, no two alike, and unequal alpha and beta, against the bare losses of a coarse and another refined mesh."""
-    weights = {"kpts": 2, "betas_prior": 3, "pose_prior": 5, "kpts_refine": 7, "dice": 11, "dice_refine": 13}
-    weights |= {"pose_limit_prior": 17, "arap": 19}
-    options = [f"--w_{name}={weight}" for name, weight in weights.items()] + ["--alpha=0.9", "--beta=0.2"]
-    args = meshgraph_parser().parse_args([f"--data_dir={made_up_body}", *options])
-    smal = SMAL(made_up_body / "smal")
-    model = CoarseToFine(smal, MeshHierarchy.load(made_up_body / "mesh_down_sampling_4.npz"), backbone="resnet18", img_res=64)
+WEIGHTS = {
+    "kpts": 2.0,
+    "betas_prior": 3.0,
+    "pose_prior": 5.0,
+    "kpts_refine": 7.0,
+    "dice": 11.0,
+    "dice_refine": 13.0,
+    "pose_limit_prior": 17.0,
+    "arap": 19.0,
+}
+
+
+def test_each_weight_multiplies_its_own_term(synthetic_body):
+    """Eight weights, no two alike, and unequal alpha and beta, against the bare losses."""
+    smal = SMAL(synthetic_body / "smal")
+    hierarchy = MeshHierarchy.load(synthetic_body / "mesh_down_sampling_4.npz")
+    model = CoarseToFine(smal, hierarchy, backbone="resnet18", img_res=64)
+    prior = (
+        priors.shape_prior("smal", smal, synthetic_body),
+        priors.pose_prior("smal", synthetic_body),
+    )
     with torch.no_grad():
         torch.manual_seed(1)
-        output = model.eval()(torch.randn(2, 3, 64, 64))
-        output.pose = 2 * torch.randn(2, 105)  # beyond the limits
-        output.verts_refined = output.verts + 0.1 * torch.randn(output.verts.shape)
-        output.joints_refined = output.joints + 0.1
+        out = model.eval()(torch.randn(2, 3, 64, 64))
+        out.pose = 2 * torch.randn(2, 105)  # beyond the limits
+        moved = out.coarse.verts + 0.1 * torch.randn(out.coarse.verts.shape)
+        out.refined = Estimate(moved, out.coarse.joints + 0.1, out.coarse.scale)
         labelled = torch.cat([224 * torch.rand(2, 20, 2), torch.ones(2, 20, 1)], -1)
         mask = torch.zeros(2, CROP, CROP)
         mask[:, 40:140, 60:200] = 1
-        terms = build.build_criterion(args, smal, refined=True)(output, {"keypoints": labelled, "mask": mask})
+        known = torch.tensor([True, True])
+        weight = torch.ones_like(mask)
+        batch = {"keypoints": labelled, "mask": mask, "mask_weight": weight, "has_keypoints": known}
+        weights = losses.LossWeights(**WEIGHTS, alpha=0.9, beta=0.2)
+        terms = losses.Criterion(weights, smal, *prior)(out, batch)
 
-        def dice(verts):
-            return losses.tversky_loss(render.soft_silhouette(project(verts, output.scale), smal.faces, CROP), mask, 0.9, 0.2)
+        def dice(estimate):
+            silhouette = render.soft_silhouette(estimate.plane, smal.faces, CROP)
+            return losses.tversky_loss(silhouette, mask, 0.9, 0.2)
 
         laplacian = losses.mesh_laplacian(smal.faces.numpy(), smal.num_verts)
         bare = {
-            "kpts": losses.keypoint_loss(keypoints_row_col(output.joints, output.scale), labelled),
-            "kpts_refine": losses.keypoint_loss(keypoints_row_col(output.joints_refined, output.scale), labelled),
-            "betas_prior": priors.shape_prior("smal", smal, made_up_body)(output.betas),
-            "pose_prior": priors.pose_prior("smal", made_up_body)(output.pose),
-            "pose_limit_prior": losses.joint_limit_loss(output.pose, *priors.joint_limits()),
-            "dice": dice(output.verts),
-            "dice_refine": dice(output.verts_refined),
-            "arap": losses.laplacian_loss(output.verts_refined, output.verts, laplacian),
+            "kpts": losses.keypoint_loss(out.coarse.keypoints_px, labelled),
+            "kpts_refine": losses.keypoint_loss(out.refined.keypoints_px, labelled),
+            "betas_prior": prior[0](out.betas),
+            "pose_prior": prior[1](out.pose),
+            "pose_limit_prior": losses.joint_limit_loss(out.pose, *priors.joint_limits()),
+            "dice": dice(out.coarse),
+            "dice_refine": dice(out.refined),
+            "arap": losses.laplacian_loss(out.refined.verts, out.coarse.verts, laplacian),
         }
-    assert set(terms) == set(weights) == set(bare)
-    assert len({round(v.item(), 6) for v in bare.values()}) == len(bare) and all(v > 0 for v in bare.values())
+    assert set(terms) == set(WEIGHTS) == set(bare)
+    assert len({round(v.item(), 6) for v in bare.values()}) == len(bare)
+    assert all(v > 0 for v in bare.values())
     for name, value in bare.items():
-        assert terms[name].item() == pytest.approx(weights[name] * value.item(), rel=1e-4), name
+        assert terms[name].item() == pytest.approx(WEIGHTS[name] * value.item(), rel=1e-4), name
 
 
-def test_a_term_without_weight_is_left_out(made_up_body):
-    args = meshgraph_parser().parse_args([f"--data_dir={made_up_body}", "--w_pose_prior=0"])
-    assert set(build.build_criterion(args, SMAL(made_up_body / "smal"), refined=True).weights) == {
-        "kpts",
-        "betas_prior",
-        "kpts_refine",
-    }
+def test_images_without_a_label_count_in_no_term(synthetic_body):
+    """A third image, without mask and keypoints, changes neither silhouette nor keypoint terms."""
+    smal = SMAL(synthetic_body / "smal")
+    prior = (
+        priors.shape_prior("smal", smal, synthetic_body),
+        priors.pose_prior("smal", synthetic_body),
+    )
+    weights = losses.LossWeights(kpts=1, betas_prior=0, pose_prior=0, dice=1)
+    criterion = losses.Criterion(weights, smal, *prior)
+    torch.manual_seed(2)
+    labels = torch.cat([224 * torch.rand(3, 20, 2), torch.ones(3, 20, 1)], -1)
+    mask = (torch.rand(3, CROP, CROP) > 0.5).float()
+    known = torch.tensor([True, True, False])
+    model = CoarseModel(smal, "resnet18", img_res=64).eval()
+    with torch.no_grad():
+        out = model(torch.randn(3, 3, 64, 64))
+        weight = known[:, None, None].expand(3, CROP, CROP).float()
+        batch = {"keypoints": labels, "mask": mask, "mask_weight": weight, "has_keypoints": known}
+        three = criterion(out, batch)
+        out.coarse = Estimate(
+            *(x[:2] for x in (out.coarse.verts, out.coarse.joints, out.coarse.scale))
+        )
+        two = criterion(out, {k: v[:2] for k, v in batch.items()})
+    for name in ("kpts", "dice"):
+        assert three[name].item() == pytest.approx(two[name].item(), rel=1e-5)
 
 
-# ---- switches ----------------------------------------------------------------------------------------------------
+def test_options_reach_their_weights(data, start, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        main_meshgraph, "fit", lambda state, criterion, *_, **__: seen.append(criterion)
+    )
+    options = [f"--w_{name}={weight}" for name, weight in WEIGHTS.items()]
+    options += ["--alpha=0.9", "--beta=0.2", "--pretrained", str(start / "checkpoint.pth.tar")]
+    folders = ["--data_dir", str(data), "--output_dir", str(tmp_path), "--device", "cpu"]
+    main_meshgraph.main([*folders, "--num_works", "0", *options])
+    assert seen[0].weights == losses.LossWeights(**WEIGHTS, alpha=0.9, beta=0.2)
+
+
+def test_a_term_without_weight_is_left_out():
+    weights = losses.LossWeights(pose_prior=0, kpts_refine=1)
+    assert set(weights.terms) == {"kpts", "betas_prior", "kpts_refine"}
+
+
+# ---- switches
 
 
 @pytest.mark.parametrize("name", ["model_best.pth.tar", "checkpoint.pth.tar"])
 def test_learning_rate_0_teaches_nothing(data, start, tmp_path, name):
-    """In a new run from the best epoch's weights, and in a run that goes on with its optimiser: batch norm alone moves."""
-    _stage1(data, tmp_path, "--nEpochs", "2", "--lr", "0", "--resume", str(start / name), small=SMALL[4:])
+    """From the best epoch's weights, and resumed with its optimiser: batch norm alone moves."""
+    _stage1(
+        data,
+        tmp_path,
+        "--nEpochs",
+        "2",
+        "--lr",
+        "0",
+        "--resume",
+        str(start / name),
+        small=SMALL[4:],
+    )
     before, after = (_content(f / "checkpoint.pth.tar")["state_dict"] for f in (start, tmp_path))
     changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def test_freeze_bn_keeps_the_statistics_and_the_weights_learn(data, start, tmp_path):
-    _stage1(data, tmp_path, "--nEpochs", "2", "--freeze_bn", "--resume", str(start / "checkpoint.pth.tar"), small=SMALL[4:])
+    _stage1(
+        data,
+        tmp_path,
+        "--nEpochs",
+        "2",
+        "--freeze_bn",
+        "--resume",
+        str(start / "checkpoint.pth.tar"),
+        small=SMALL[4:],
+    )
     before, after = (_content(f / "checkpoint.pth.tar")["state_dict"] for f in (start, tmp_path))
     changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"weight", "bias"}
@@ -125,8 +209,7 @@ def test_start_epoch_is_the_first_one(data, tmp_path):
 
 def _train_images(data, *options):
     args = meshgraph_parser().parse_args(["--data_dir", str(data), *options])
-    args.img_res = 32
-    train, val, _ = build.build_training_sets(args)
+    train, val, *_ = build.open_sets(args, img_res=32)
     assert len(train) == 6 and len(val) == 1
     images = []
     for epoch in range(4):
@@ -138,38 +221,46 @@ def _train_images(data, *options):
 def test_augmentation_is_on_unless_refused_and_mirrors_only_where_asked(data):
     plain, augmented = _train_images(data, "--no_augment"), _train_images(data)
     assert all(torch.equal(plain[0], epoch) for epoch in plain)
-    assert not any(torch.equal(a, b) for a, b in zip(augmented.flatten(0, 1), plain.flatten(0, 1), strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(augmented.flatten(0, 1), plain.flatten(0, 1), strict=True)
+    )
     flipped = _train_images(data, "--no_augment", "--flip")
     same = (flipped - plain).abs().flatten(2).mean(-1) < 1e-6
     assert same.any() and not same.all()
     near = (flipped.flip(-1) - plain).abs().flatten(2).mean(-1)[~same]
-    assert (near < (flipped - plain).abs().flatten(2).mean(-1)[~same]).all()  # mirrored about a pixel's middle, not exactly
+    assert (
+        near < (flipped - plain).abs().flatten(2).mean(-1)[~same]
+    ).all()  # mirrored about a pixel's middle, not exactly
 
 
 def test_each_epoch_has_another_order_and_other_changes(data, tmp_path, monkeypatch):
     orders, images = [], []
 
-    def look(model, criterion, optimizer, loader, device, description):
+    def look(state, criterion, loader, description):
         batches = list(loader)
         index, image = (torch.cat([b[k] for b in batches]) for k in ("index", "image"))
         orders.append(index.tolist())
         images.append(image[index.argsort()])
-        return {"loss": 0.0}, len(batches)
+        return {"loss": 0.0}
 
     monkeypatch.setattr(engine, "train_epoch", look)
     _stage1(data, tmp_path, "--nEpochs", "3")
-    assert len({tuple(order) for order in orders}) == 3 and all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3 and all(
+        sorted(order) == sorted(orders[0]) for order in orders
+    )
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not any(torch.equal(x, y) for x, y in zip(images[a], images[b], strict=True))
 
 
 def test_best_epoch_is_chosen_by_the_refined_mesh():
-    scores = engine.Scores()
-    scores.add(["a", "b"], {k: torch.tensor(v) for k, v in {"pck": [1.0, 1.0], "iou": [1.0, 1.0]}.items()})
-    assert scores.figure_of_merit() == 1
-    refined = {"pck_refined": [0.2, float("nan")], "iou_refined": [0.5, 0.1]}
-    scores.values |= refined
-    assert scores.figure_of_merit() == pytest.approx((0.2 + 0.3) / 2)
+    def scores(pck, iou):
+        return MeshScores(np.array(pck), {}, np.array(iou), np.zeros((2, 20)))
+
+    coarse = scores([1.0, 1.0], [1.0, 1.0])
+    assert Scores(["a", "b"], {"coarse": coarse}).selection_score() == 1
+    refined = scores([0.2, float("nan")], [0.5, 0.1])
+    both = Scores(["a", "b"], {"coarse": coarse, "refined": refined})
+    assert both.selection_score() == pytest.approx((0.2 + 0.3) / 2)
 
 
 def test_short_epochs_share_validation_by_count(data, tmp_path, monkeypatch):
@@ -177,10 +268,12 @@ def test_short_epochs_share_validation_by_count(data, tmp_path, monkeypatch):
     for steps, validated in ((5, ["3/4", "4/4"]), (1, ["1/4", "2/4", "3/4", "4/4"])):
         monkeypatch.setattr(engine, "VALIDATION_STEPS", steps)
         _stage1(data, tmp_path / str(steps), "--nEpochs", "4")
-        assert [line.split()[1] for line in _epochs(tmp_path / str(steps)) if "val pck" in line] == validated
+        assert [
+            line.split()[1] for line in _epochs(tmp_path / str(steps)) if "val pck" in line
+        ] == validated
 
 
-# ---- run folders -------------------------------------------------------------------------------------------------
+# ---- run folders
 
 
 def _losses_seen(folder):
@@ -191,7 +284,7 @@ def _losses_seen(folder):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(data, tmp_path, monkeypatch):
-    """Two epochs share a checkpoint; stopped in the fourth, so that the third is lost and done again, against uninterrupted."""
+    """Two epochs share a checkpoint; stopped in the fourth, so that the third is done again."""
     monkeypatch.setattr(engine, "VALIDATION_STEPS", 3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _stage1(data, whole, "--nEpochs", "4")
@@ -203,10 +296,19 @@ def test_an_interrupted_run_goes_on_to_the_same_end(data, tmp_path, monkeypatch)
         return real(*args)
 
     monkeypatch.setattr(engine, "train_epoch", stop_in_the_fourth)
-    with pytest.raises(SystemExit, match="interrupted; --resume .*checkpoint.pth.tar goes on"):
+    with pytest.raises(KeyboardInterrupt):
         _stage1(data, parts, "--nEpochs", "4")
+    assert "interrupted; --resume" in (parts / "log.txt").read_text()
     monkeypatch.setattr(engine, "train_epoch", real)
-    _stage1(data, parts, "--nEpochs", "4", "--resume", str(parts / "checkpoint.pth.tar"), small=SMALL[4:])
+    _stage1(
+        data,
+        parts,
+        "--nEpochs",
+        "4",
+        "--resume",
+        str(parts / "checkpoint.pth.tar"),
+        small=SMALL[4:],
+    )
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         a, b = _content(whole / name), _content(parts / name)
         assert a["epoch"] == b["epoch"] and a["best_score"] == b["best_score"]
@@ -214,7 +316,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(data, tmp_path, monkeypatch)
     a, b = ([line.rpartition("|")[0] for line in _epochs(folder)] for folder in (whole, parts))
     assert b == [*a[:3], *a[2:]]
     assert _losses_seen(parts) == _losses_seen(whole) and len(_losses_seen(whole)) == 4
-    first, then = (json.loads((parts / name).read_text())["options"]["resume"] for name in ("args_1.json", "args.json"))
+    first, then = (
+        json.loads((parts / name).read_text())["options"]["resume"]
+        for name in ("args_1.json", "args.json")
+    )
     assert first is None and then == str(parts / "checkpoint.pth.tar")
 
 
@@ -222,28 +327,61 @@ def test_going_on_from_an_older_copy_in_the_folder_loses_nothing(data, start, tm
     shutil.copytree(start, tmp_path / "run")
     shutil.copy(start / "checkpoint.pth.tar", tmp_path / "run" / "kept.pth.tar")
     (tmp_path / "run" / "log.txt").write_text("newer")
-    _stage1(data, tmp_path / "run", "--nEpochs", "2", "--resume", str(tmp_path / "run" / "kept.pth.tar"), small=SMALL[4:])
+    _stage1(
+        data,
+        tmp_path / "run",
+        "--nEpochs",
+        "2",
+        "--resume",
+        str(tmp_path / "run" / "kept.pth.tar"),
+        small=SMALL[4:],
+    )
     assert (tmp_path / "run" / "previous_1" / "log.txt").read_text() == "newer"
     assert (tmp_path / "run" / "previous_1" / "checkpoint.pth.tar").exists()
-    assert _content(tmp_path / "run" / "model_best.pth.tar")["epoch"] == 2  # chosen anew in the new run
+    assert (
+        _content(tmp_path / "run" / "model_best.pth.tar")["epoch"] == 2
+    )  # chosen anew in the new run
 
 
 def test_other_validation_images_choose_the_best_epoch_anew(data, start, tmp_path):
     shutil.copytree(start, tmp_path / "run")
     content = _content(start / "checkpoint.pth.tar")
-    torch.save(content | {"best_score": 2.0}, tmp_path / "run" / "checkpoint.pth.tar")  # no epoch beats it
+    torch.save(
+        content | {"best_score": 2.0}, tmp_path / "run" / "checkpoint.pth.tar"
+    )  # no epoch beats it
     shutil.copytree(data, tmp_path / "data")
     checkpoint = str(tmp_path / "run" / "checkpoint.pth.tar")
-    _stage1(tmp_path / "data", tmp_path / "run", "--nEpochs", "2", "--resume", checkpoint, small=SMALL[4:])
+    _stage1(
+        tmp_path / "data",
+        tmp_path / "run",
+        "--nEpochs",
+        "2",
+        "--resume",
+        checkpoint,
+        small=SMALL[4:],
+    )
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert f"--data_dir {tmp_path / 'data'} (was {data})" in log and _epochs(tmp_path / "run")[-1].count("best") == 1
+    assert (
+        f"--data_dir {tmp_path / 'data'} (was {data})" in log
+        and _epochs(tmp_path / "run")[-1].count("best") == 1
+    )
 
 
-def test_a_finished_run_is_left_as_it_is(data, start, tmp_path, capsys):
+def test_a_finished_run_is_left_as_it_is(data, start, tmp_path):
     (tmp_path / "log.txt").write_text("another run")
-    _stage1(data, tmp_path, "--nEpochs", "1", "--resume", str(start / "checkpoint.pth.tar"), small=SMALL[4:])
-    assert "Nothing to do: 1 of 1 epochs are done" in capsys.readouterr().out
-    assert [p.name for p in tmp_path.iterdir()] == ["log.txt"] and (tmp_path / "log.txt").read_text() == "another run"
+    with pytest.raises(Finished, match="Nothing to do: 1 of 1 epochs are done"):
+        _stage1(
+            data,
+            tmp_path,
+            "--nEpochs",
+            "1",
+            "--resume",
+            str(start / "checkpoint.pth.tar"),
+            small=SMALL[4:],
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["log.txt"] and (
+        tmp_path / "log.txt"
+    ).read_text() == "another run"
 
 
 def test_evaluate_opens_the_validation_images_only(data, start, tmp_path):
@@ -252,8 +390,26 @@ def test_evaluate_opens_the_validation_images_only(data, start, tmp_path):
     entries = json.loads(annotations.read_text())
     entries[0]["seg"] = ""  # of the training images
     annotations.write_text(json.dumps(entries))
-    options = ["--evaluate", "--resume", str(start / "checkpoint.pth.tar"), "--num_works", "0", "--device", "cpu"]
-    main.main(["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--batch_size", "1", *options])
+    options = [
+        "--evaluate",
+        "--resume",
+        str(start / "checkpoint.pth.tar"),
+        "--num_works",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    main.main(
+        [
+            "--data_dir",
+            str(tmp_path / "data"),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--batch_size",
+            "1",
+            *options,
+        ]
+    )
     report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
     assert report["num_images"] == 1 and report["excluded"] == 0
 
@@ -261,12 +417,28 @@ def test_evaluate_opens_the_validation_images_only(data, start, tmp_path):
 def test_sources_and_devices_that_contradict_each_other(data, start, tmp_path, capsys):
     common = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     checkpoint = ["--resume", str(start / "checkpoint.pth.tar")]
-    _fails(capsys, ["main.py", *common, *checkpoint, "--backbone_weights", "file.pth"], "give one of the two")
-    _fails(capsys, ["eval.py", *common, *checkpoint, "--device", "meta"], "--device meta: expected cpu")
+    fails(
+        capsys,
+        ["main.py", *common, *checkpoint, "--backbone_weights", "file.pth"],
+        "give one of the two",
+    )
+    fails(
+        capsys, ["eval.py", *common, *checkpoint, "--device", "meta"], "--device meta: expected cpu"
+    )
     for script in ("eval.py", "main.py"):
-        options = ["--device", "cpu", "--nEpochs", "2"] if script == "main.py" else ["--device", "cpu"]
+        options = (
+            ["--device", "cpu", "--nEpochs", "2"] if script == "main.py" else ["--device", "cpu"]
+        )
         nowhere = ["--output_dir", "/proc/nothing"]
-        _fails(capsys, [script, *common[:2], *checkpoint, *options, *nowhere], "--output_dir /proc/nothing cannot be made")
+        fails(
+            capsys,
+            [script, *common[:2], *checkpoint, *options, *nowhere],
+            "--output_dir /proc/nothing cannot be made",
+        )
     torch.save({"state_dict": {1: torch.zeros(1)}}, tmp_path / "numbers.pth.tar")
-    _fails(capsys, ["eval.py", *common, "--resume", str(tmp_path / "numbers.pth.tar")], "holds no network weights")
+    fails(
+        capsys,
+        ["eval.py", *common, "--resume", str(tmp_path / "numbers.pth.tar")],
+        "holds no network weights",
+    )
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The networks against recorded outputs, the published layout of weights, and slow twins of the fast layers."""
+"""The networks against recorded outputs, the published weights' layout, and slow twins."""
 
 import json
 from zlib import crc32
@@ -9,22 +9,29 @@ import torch
 from torch.nn import functional as F
 
 from model import CoarseModel, CoarseToFine, ImageFeatures
-from model.coarse import SmallMapConv2d, map_sizes
+from model.coarse import SmallMapConv2d
 from model.graph_layers import GraphResBlock, VertexGroupNorm
 from smal_model import SMAL, MeshHierarchy, priors
 from util.camera import project
 
 VARIANTS = {
     "local": ("local_feat", {"local_feat": True}),
-    "global": ("betas_scale_no_local_feat", {"local_feat": False, "betas_scale": True, "shape_init": "unity"}),
+    "global": (
+        "betas_scale_no_local_feat",
+        {"local_feat": False, "betas_scale": True, "shape_init": "unity"},
+    ),
 }
 
 
 def recorded_weights(model) -> dict:
-    """The weights with which the recorded outputs were made: drawn per key, by the CRC of its name."""
+    """The weights of the recorded outputs: drawn per key, by the CRC of its name."""
     weights = {}
     for key, value in model.state_dict().items():
-        rng, last, shape = np.random.RandomState(crc32(key.encode())), key.split(".")[-1], tuple(value.shape)
+        rng, last, shape = (
+            np.random.RandomState(crc32(key.encode())),
+            key.split(".")[-1],
+            tuple(value.shape),
+        )
         if last == "num_batches_tracked":
             array = np.zeros(shape)
         elif last == "running_var":
@@ -45,12 +52,16 @@ def recorded_weights(model) -> dict:
 
 
 def _body(folder):
-    return SMAL(folder / "smal"), MeshHierarchy.load(folder / "mesh_down_sampling_4.npz"), priors.unity_betas(folder)[0]
+    return (
+        SMAL(folder / "smal"),
+        MeshHierarchy.load(folder / "mesh_down_sampling_4.npz"),
+        priors.unity_betas(folder)[0],
+    )
 
 
 @pytest.fixture(scope="module")
-def body(made_up_body):
-    return _body(made_up_body)
+def body(synthetic_body):
+    return _body(synthetic_body)
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
@@ -80,15 +91,24 @@ def test_outputs_match_recorded(variant, golden, mode):
     compared = [k for k in g if k.startswith(mode)]
     assert len(compared) >= 7
     for key in compared:
-        found = getattr(out, key.removeprefix(f"{mode}_")).numpy()
-        np.testing.assert_allclose(found, g[key], rtol=0, atol=2e-4 * np.abs(g[key]).max(), err_msg=key)
+        name = key.removeprefix(f"{mode}_")
+        mesh = out.refined if name.endswith("_refined") else out.coarse
+        owner = mesh if name.split("_")[0] in ("verts", "joints", "scale") else out
+        found = getattr(owner, name.removesuffix("_refined")).numpy()
+        np.testing.assert_allclose(
+            found, g[key], rtol=0, atol=2e-4 * np.abs(g[key]).max(), err_msg=key
+        )
 
 
 def _slow_lift(refiner, verts, positions, features):
-    """`lin1` as the paper describes it: up-sample every map, sample every channel at every vertex, concatenate, multiply."""
+    """`lin1` as in the paper: up-sample maps, sample all channels at all vertices, multiply."""
     size = features.maps[0].shape[-2:]
-    maps = torch.cat([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in features.maps], 1)
-    local = F.grid_sample(maps, positions[:, :, None], align_corners=False).squeeze(-1).transpose(1, 2)
+    maps = torch.cat(
+        [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in features.maps], 1
+    )
+    local = (
+        F.grid_sample(maps, positions[:, :, None], align_corners=False).squeeze(-1).transpose(1, 2)
+    )
     pooled = features.pooled[:, None].expand(-1, verts.shape[1], -1)
     return refiner.lin1(torch.cat([verts, pooled, local], -1))
 
@@ -103,7 +123,9 @@ def test_convolution_as_a_product_equals_the_convolution(side):
     found = layer(x)
     wanted = (x, layer.weight, layer.bias)
     for a, b in zip(
-        torch.autograd.grad((found * weight).sum(), wanted), torch.autograd.grad((expected * weight).sum(), wanted), strict=True
+        torch.autograd.grad((found * weight).sum(), wanted),
+        torch.autograd.grad((expected * weight).sum(), wanted),
+        strict=True,
     ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(found, expected)
@@ -117,14 +139,18 @@ def test_fast_feature_lift_equals_sampling_every_channel(body):
     g = torch.Generator().manual_seed(1)
     maps = tuple(
         torch.randn(2, c, s, s, generator=g, dtype=torch.float64)
-        for c, s in zip(refiner.feature_channels, map_sizes(224), strict=True)
+        for c, s in zip(refiner.feature_channels, (56, 28, 14, 7), strict=True)
     )
     features = ImageFeatures(maps, maps[-1].mean((2, 3)))
     verts = torch.randn(2, 50, 3, generator=g, dtype=torch.float64, requires_grad=True)
-    positions = 2.4 * torch.rand(2, 50, 2, generator=g, dtype=torch.float64) - 1.2  # some outside the picture
+    positions = (
+        2.4 * torch.rand(2, 50, 2, generator=g, dtype=torch.float64) - 1.2
+    )  # some outside the picture
     weights = torch.randn(2, 50, 512, generator=g, dtype=torch.float64)
     parameters = [verts, refiner.lin1.W, refiner.lin1.b]
-    fast, slow = (f(verts, positions, features) for f in (refiner._lift, lambda *a: _slow_lift(refiner, *a)))
+    fast, slow = (
+        f(verts, positions, features) for f in (refiner._lift, lambda *a: _slow_lift(refiner, *a))
+    )
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     grads = [torch.autograd.grad((x * weights).sum(), parameters) for x in (fast, slow)]
     for a, b in zip(*grads, strict=True):
@@ -132,12 +158,12 @@ def test_fast_feature_lift_equals_sampling_every_channel(body):
 
 
 def test_refiner_does_not_train_the_image_network(body):
-    """Gradients of del_v reach the coarse network through the vertex positions alone, not through the features."""
+    """Gradients of del_v reach the coarse network through the vertex positions alone."""
     smal, hierarchy, _ = body
     model = CoarseToFine(smal, hierarchy, backbone="resnet18").train()
     coarse = model.meshnet(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    verts = coarse.verts.detach().requires_grad_()
-    model.graphnet(verts, coarse.scale, coarse.features).pow(2).sum().backward()
+    verts = coarse.coarse.verts.detach().requires_grad_()
+    model.graphnet(verts, coarse.coarse.scale, coarse.features).pow(2).sum().backward()
     assert verts.grad.abs().max() > 0
     assert all(p.grad is None for p in model.meshnet.parameters())
 
@@ -156,7 +182,9 @@ def test_group_norm_on_vertices_equals_the_channels_first_one():
 def test_residual_block_follows_its_formula():
     block = GraphResBlock(16, 32)
     x, a = torch.randn(2, 5, 16), torch.rand(5, 5)
-    y = F.relu(F.group_norm(x.transpose(1, 2), 2, block.pre_norm.weight, block.pre_norm.bias)).transpose(1, 2)
+    y = F.relu(
+        F.group_norm(x.transpose(1, 2), 2, block.pre_norm.weight, block.pre_norm.bias)
+    ).transpose(1, 2)
     y = y @ block.lin1.W.T + block.lin1.b
     y = F.relu(F.group_norm(y.transpose(1, 2), 2)).transpose(1, 2)
     y = a @ (y @ block.conv.weight) + block.conv.bias
@@ -168,15 +196,27 @@ def test_residual_block_follows_its_formula():
 def test_initial_values(body):
     smal, _, unity_mean = body
     torch.manual_seed(0)
-    model = CoarseModel(smal, backbone="resnet18", betas_scale=True, shape_init="unity", unity_mean=unity_mean)
+    model = CoarseModel(
+        smal, backbone="resnet18", betas_scale=True, shape_init="unity", unity_mean=unity_mean
+    )
     heads = model.code_predictor
-    np.testing.assert_allclose(heads["betas_predictor"].pred_layer.bias.detach(), unity_mean[:20], atol=6e-4)
-    np.testing.assert_allclose(heads["betas_scale_predictor"].pred_layer.bias.detach(), unity_mean[20:], atol=6e-4)
+    np.testing.assert_allclose(
+        heads["betas_predictor"].pred_layer.bias.detach(), unity_mean[:20], atol=6e-4
+    )
+    np.testing.assert_allclose(
+        heads["betas_scale_predictor"].pred_layer.bias.detach(), unity_mean[20:], atol=6e-4
+    )
     assert heads["pose_predictor"].pred_layer.weight.std().item() == pytest.approx(1e-4, rel=0.1)
     assert model.encoder.enc_conv1[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
     plain = CoarseModel(smal, backbone="resnet18", betas_scale=True)
-    np.testing.assert_allclose(plain.code_predictor["betas_predictor"].pred_layer.bias.detach(), smal.family_mean[:20], atol=6e-4)
-    np.testing.assert_allclose(plain.code_predictor["betas_scale_predictor"].pred_layer.bias.detach(), 0, atol=6e-4)
+    np.testing.assert_allclose(
+        plain.code_predictor["betas_predictor"].pred_layer.bias.detach(),
+        smal.family_mean[:20],
+        atol=6e-4,
+    )
+    np.testing.assert_allclose(
+        plain.code_predictor["betas_scale_predictor"].pred_layer.bias.detach(), 0, atol=6e-4
+    )
 
 
 def test_untrained_animal_faces_the_camera_upright(body):
@@ -185,20 +225,24 @@ def test_untrained_animal_faces_the_camera_upright(body):
     model = CoarseModel(smal, backbone="resnet18").eval()
     with torch.no_grad():
         out = model(torch.zeros(1, 3, 224, 224))
-    head, tail, paws, back = (out.joints[0, i] for i in (16, 25, [10, 14, 20, 24], 3))
+    head, tail, paws, back = (out.coarse.joints[0, i] for i in (16, 25, [10, 14, 20, 24], 3))
     assert head[2] < tail[2] and (paws[:, 1] < back[1]).all()
-    nose = project(out.joints[:, 35:36], out.scale)[0, 0]
+    nose = project(out.coarse.joints[:, 35:36], out.coarse.scale)[0, 0]
     assert nose[:2].abs().max() < 1
 
 
 @pytest.mark.parametrize("img_res", [33, 64, 96, 112, 160, 224])
 def test_other_picture_sizes(body, img_res):
     smal, hierarchy, _ = body
-    model = CoarseToFine(smal, hierarchy, backbone="resnet18", img_res=img_res, num_channels=32).eval()
+    model = CoarseToFine(
+        smal, hierarchy, backbone="resnet18", img_res=img_res, num_channels=32
+    ).eval()
     with torch.no_grad():
         out = model(torch.randn(1, 3, img_res, img_res))
-    assert out.verts_refined.shape == (1, smal.num_verts, 3) and torch.isfinite(out.verts_refined).all()
-    assert [m.shape[-1] for m in out.features.maps] == map_sizes(img_res)
+    verts = out.refined.verts
+    assert verts.shape == (1, smal.num_verts, 3) and torch.isfinite(verts).all()
+    sides = [m.shape[-1] for m in out.features.maps]
+    assert sides == [-(-img_res // stride) for stride in (4, 8, 16, 32)]
 
 
 def test_freezing_holds_weights_and_batch_norm_statistics(body):
@@ -209,7 +253,7 @@ def test_freezing_holds_weights_and_batch_norm_statistics(body):
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
     graph = model.graphnet.lin1.W.detach().clone()
-    model(torch.randn(2, 3, 64, 64)).verts_refined.pow(2).sum().backward()
+    model(torch.randn(2, 3, 64, 64)).refined.verts.pow(2).sum().backward()
     optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in model.meshnet.state_dict().items())
     assert not torch.equal(graph, model.graphnet.lin1.W)

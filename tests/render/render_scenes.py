@@ -1,6 +1,7 @@
 """Scenes for the renderer's tests, and one way to run them through any backend.
 
-Triton runs in its interpreter, in a process of its own since the interpreter must be chosen before Triton is imported:
+Triton runs on the CUDA device where there is one, and otherwise in its interpreter, in a process of
+its own since the interpreter must be chosen before Triton is imported:
 `python render_scenes.py <backend> <scenes.npz> <results.npz>`.
 """
 
@@ -23,8 +24,8 @@ def require(backend: str) -> None:
         pytest.skip(f"the package {backend} is not installed")
 
 
-def soup(seed: int, batch: int, triangles: int, spread: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles at random, a few of them beyond the picture's edges: verts (B, 3F, 3) float32, faces (F, 3) int64."""
+def soup(seed: int, batch: int, triangles: int, spread: float = 0.4) -> tuple:
+    """Random triangles, some beyond the image: verts (B, 3F, 3) float32, faces (F, 3) int64."""
     random = np.random.default_rng(seed)
     centres = random.uniform(-1.1, 1.1, (batch, triangles, 1, 3))
     verts = centres + random.normal(0, spread, (batch, triangles, 3, 3))
@@ -43,23 +44,29 @@ def scene(verts, faces, size, sigma=1e-4, blur_radius=None, supersample=2) -> di
     }
 
 
-def run_here(backend: str, scenes: list[dict]) -> list[dict]:
-    """Silhouette, gradient of the sum of weights * silhouette, coverage and z-buffer of each scene, as arrays."""
+def run_here(backend: str, scenes: list[dict], device: str = "cpu") -> list[dict]:
+    """Each scene's silhouette, gradient of the sum of weights * silhouette, coverage, z-buffer."""
     import render
 
     results = []
     for s in scenes:
-        verts = torch.tensor(s["verts"], requires_grad=True)
-        faces, size = torch.tensor(s["faces"]), tuple(int(n) for n in s["size"])
+        verts = torch.tensor(s["verts"], requires_grad=True, device=device)
+        faces, size = torch.tensor(s["faces"], device=device), tuple(int(n) for n in s["size"])
         result = {}
         if backend != "pytorch3d" or size[0] == size[1]:
             blur_radius = None if s["blur_radius"] < 0 else float(s["blur_radius"])
-            silhouette = render.soft_silhouette(verts, faces, size, float(s["sigma"]), blur_radius, backend)
-            (silhouette * torch.tensor(weights(silhouette.shape))).sum().backward()
-            result = {"silhouette": silhouette.detach().numpy(), "grad": verts.grad.numpy()}
+            sigma = float(s["sigma"])
+            silhouette = render.soft_silhouette(verts, faces, size, sigma, blur_radius, backend)
+            upstream = weights(silhouette.shape)
+            if "broken" in s:
+                upstream.flat[s["broken"]] = np.array([np.nan, np.inf])[: len(s["broken"])]
+            silhouette.backward(torch.tensor(upstream, device=device))
+            result = {"silhouette": silhouette.detach().cpu().numpy()}
+            result["grad"] = verts.grad.cpu().numpy()
         nearest = render.rasterize(verts, faces, size, backend)
-        result["coverage"] = render.coverage(verts, faces, size, int(s["supersample"]), backend).numpy()
-        result.update(face=nearest.face.numpy(), depth=nearest.depth.numpy(), bary=nearest.bary.numpy())
+        covered = render.coverage(verts, faces, size, int(s["supersample"]), backend)
+        result |= {name: value.cpu().numpy() for name, value in vars(nearest).items()}
+        result["coverage"] = covered.cpu().numpy()
         results.append(result)
     return results
 
@@ -69,18 +76,23 @@ def weights(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def run(backend: str, scenes: list[dict], folder: Path) -> list[dict]:
-    """As run_here; Triton in a process of its own."""
+    """As run_here; Triton on the CUDA device, or in a process of its own."""
     require(backend)
-    if backend != "triton":
-        return run_here(backend, scenes)
+    on_device = torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ
+    if backend != "triton" or on_device:
+        return run_here(backend, scenes, "cuda" if backend == "triton" else "cpu")
     given, got = folder / "scenes.npz", folder / "results.npz"
-    np.savez(given, **{f"{n}/{key}": value for n, s in enumerate(scenes) for key, value in s.items()})
-    settings = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, backend, given, got], env=settings, capture_output=True, text=True, timeout=240
-    )
+    pack(given, scenes)
+    settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command, environment = [sys.executable, __file__, backend, given, got], os.environ | settings
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return unpack(got)
+
+
+def pack(path: Path, groups: list[dict]) -> None:
+    arrays = {f"{n}/{key}": value for n, group in enumerate(groups) for key, value in group.items()}
+    np.savez(path, **arrays)
 
 
 def unpack(path: Path) -> list[dict]:
@@ -94,5 +106,4 @@ def unpack(path: Path) -> list[dict]:
 
 if __name__ == "__main__":
     _, backend, given, got = sys.argv
-    results = run_here(backend, unpack(Path(given)))
-    np.savez(got, **{f"{n}/{key}": value for n, result in enumerate(results) for key, value in result.items()})
+    pack(Path(got), run_here(backend, unpack(Path(given))))

@@ -1,4 +1,4 @@
-"""Shaded pictures: normals, light, colours and transparency at the outline."""
+"""Shaded images: normals, light, colours and transparency at the outline."""
 
 import pytest
 import torch
@@ -12,15 +12,17 @@ def sphere(rings: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     """A unit sphere: verts (1, V, 3) and faces."""
     polar = torch.linspace(0, torch.pi, rings)[1:-1, None]
     around = torch.arange(2 * rings) * (torch.pi / rings)
-    points = torch.stack([polar.sin() * around.cos(), polar.cos().expand(-1, 2 * rings), polar.sin() * around.sin()], -1)
-    verts = torch.cat([torch.tensor([[0.0, 1.0, 0.0]]), points.reshape(-1, 3), torch.tensor([[0.0, -1.0, 0.0]])])
+    height = polar.cos().expand(-1, 2 * rings)
+    points = torch.stack([polar.sin() * around.cos(), height, polar.sin() * around.sin()], -1)
+    pole = torch.tensor([[0.0, 1.0, 0.0]])
+    verts = torch.cat([pole, points.reshape(-1, 3), -pole])
     faces, count, last = [], 2 * rings, len(verts) - 1
     for c in range(count):
         n = (c + 1) % count
         faces += [[0, 1 + c, 1 + n], [last, last - count + n, last - count + c]]
         for r in range(rings - 3):
-            top = 1 + r * count
-            faces += [[top + c, top + count + c, top + n], [top + n, top + count + c, top + count + n]]
+            top, below = 1 + r * count, 1 + (r + 1) * count
+            faces += [[top + c, below + c, top + n], [top + n, below + c, below + n]]
     return verts[None], torch.tensor(faces)
 
 
@@ -63,14 +65,15 @@ def test_alpha_is_the_coverage_and_rgb_is_0_outside():
 def test_one_colour_or_a_colour_for_each_vertex():
     verts, faces = sphere()
     plane, camera = placed(verts)
-    plain, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=(0.2, 0.4, 0.8))
+    mesh, blue = (plane, faces, vertex_normals(camera, faces)), torch.tensor([0.2, 0.4, 0.8])
+    plain, _ = shade(*mesh, 32, color=(0.2, 0.4, 0.8))
     count = verts.shape[1]
-    each, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(count, 3))
-    batch, _ = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.tensor([0.2, 0.4, 0.8]).expand(1, count, 3))
+    each, _ = shade(*mesh, 32, color=blue.expand(count, 3))
+    batch, _ = shade(*mesh, 32, color=blue.expand(1, count, 3))
     assert torch.allclose(plain, each, atol=1e-6) and torch.allclose(plain, batch, atol=1e-6)
     assert torch.allclose(plain[..., 2], 4 * plain[..., 0], atol=1e-5)
     left = (verts[0, :, :1] < 0).float()
-    halves, alpha = shade(plane, faces, vertex_normals(camera, faces), 32, color=torch.cat([left, 1 - left, 0 * left], 1))
+    halves, alpha = shade(*mesh, 32, color=torch.cat([left, 1 - left, 0 * left], 1))
     seen = alpha[0] == 1
     assert (halves[0, :, :14, 0] >= halves[0, :, :14, 1])[seen[:, :14]].all()
     assert (halves[0, :, 18:, 1] >= halves[0, :, 18:, 0])[seen[:, 18:]].all()

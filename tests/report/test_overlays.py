@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from report import overlays as visualize
-from util.camera import CROP, project, to_pixels
+from model import Estimate
 from report.overlays import (
     BOTH,
     CAPTION_HEIGHT,
@@ -17,14 +16,15 @@ from report.overlays import (
     TOO_MUCH,
     UNKNOWN,
     WHITE,
-    Fit,
     draw_keypoints,
+    image_grid,
     overlay,
-    picture_grid,
-    save_png,
+    side_view,
     silhouette_comparison,
     strip,
 )
+from util.camera import CROP, project, to_pixels
+from util.images import normalize, write_png
 
 GREY = np.full((CROP, CROP, 3), 90, np.uint8)
 SCALE = torch.zeros(1)
@@ -35,28 +35,39 @@ def near(color, pixel) -> bool:
 
 
 def make_body() -> tuple[torch.Tensor, torch.Tensor]:
-    """A closed box, thin in depth, higher than wide: verts (8, 3) in camera space and faces (12, 3)."""
-    corners = torch.tensor([[x, y, z] for x in (-0.2, 0.2) for y in (-0.4, 0.4) for z in (0.9, 1.1)])
+    """A closed box, thin in depth, higher than wide: verts (8, 3) and faces (12, 3)."""
+    corners = torch.tensor(
+        [[x, y, z] for x in (-0.2, 0.2) for y in (-0.4, 0.4) for z in (0.9, 1.1)]
+    )
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = torch.tensor([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))])
     return corners, faces
 
 
-def make_fit(verts: torch.Tensor, **scores) -> Fit:
-    middle = to_pixels(project(verts.mean(0).expand(1, 20, 3), SCALE[None]))[0]  # (20, 2)
-    silhouette = torch.zeros(CROP, CROP)
-    silhouette[60:160, 80:140] = 1
-    return Fit(verts, middle, silhouette, **scores)
-
-
-def make_strip(refined: bool = True, picture: np.ndarray = GREY, **scores) -> np.ndarray:
+def make_strip(refined: bool = True, image: np.ndarray = GREY, scores=None) -> np.ndarray:
     verts, faces = make_body()
     mask, border = torch.zeros(CROP, CROP), torch.ones(CROP, CROP)
     mask[60:160, 100:170] = 1
     border[:, 200:] = 0
-    keypoints = torch.tensor([[50.0, 60.0, 1.0]]).repeat(20, 1)
-    second = make_fit(verts + torch.tensor([0.3, 0, 0]), **scores) if refined else None
-    return strip(picture, mask, border, keypoints, faces, SCALE, make_fit(verts, **scores), second, backend="torch")
+    sample = {
+        "image": normalize(image / np.float32(255)),
+        "mask": mask,
+        "has_mask": torch.tensor(True),
+        "has_keypoints": torch.tensor(True),
+        "border_mask": border,
+        "keypoints": torch.tensor([[50.0, 60.0, 1.0]]).repeat(20, 1),
+    }
+
+    def estimate(shift: float) -> Estimate:
+        moved = verts[None] + torch.tensor([shift, 0, 0])
+        return Estimate(moved, moved.mean(1, keepdim=True).expand(1, 41, 3), SCALE[None])
+
+    estimates = {"coarse": estimate(0.0)} | ({"refined": estimate(0.3)} if refined else {})
+    return strip(sample, estimates, faces, scores, backend="torch")
+
+
+def both(pck: float, iou: float) -> dict:
+    return {"coarse": (pck, iou), "refined": (pck, iou)}
 
 
 def tile(row: np.ndarray, number: int) -> np.ndarray:
@@ -76,7 +87,7 @@ def test_overlay_mixes_by_alpha():
     out = overlay(GREY, rgb, alpha, opacity=1.0)
     assert out[10, 5].tolist() == [255, 128, 0] and out[15, 5].tolist() == [90, 90, 90]
     assert np.abs(out[20, 5].astype(int) - [172, 109, 45]).max() <= 1
-    with pytest.raises(ValueError, match="do not fit a picture"):
+    with pytest.raises(ValueError, match="do not fit an image"):
         overlay(GREY, rgb[:10], alpha[:10])
     with pytest.raises(ValueError, match="expected .H, W, 3. of uint8"):
         overlay(GREY / 255, rgb, alpha)
@@ -98,9 +109,11 @@ def test_keypoints_are_drawn_at_row_and_column():
     changed = (out != GREY).any(-1)
     assert changed[110:].sum() == 0 and changed[:, :130].sum() == 0  # the two others are not drawn
     assert (GREY == 90).all()
-    far = draw_keypoints(GREY, torch.full((20, 2), 1e12), keypoints)  # far outside: drawn without harm
+    far = draw_keypoints(
+        GREY, torch.full((20, 2), 1e12), keypoints
+    )  # far outside: drawn without harm
     assert far.shape == GREY.shape
-    with pytest.raises(ValueError, match="expected .20., 2. and .20, 3."):
+    with pytest.raises(ValueError, match="expected .K or more, 2. and .K, 3."):
         draw_keypoints(GREY, predicted[:10], keypoints)
 
 
@@ -120,27 +133,35 @@ def test_silhouettes_have_their_colours():
 
 
 def test_a_strip_shows_all_that_was_asked_for():
-    row = make_strip(pck=0.85, iou=0.5)
+    row = make_strip(scores=both(0.85, 0.5))
     assert row.shape == (CAPTION_HEIGHT + CROP, 8 * CROP + 7 * GAP, 3) and row.dtype == np.uint8
     assert all((caption(row, n) < 120).all(-1).any() for n in range(8))  # dark words over each tile
     assert (tile(row, 0) == GREY).all()
     verts, _ = make_body()
-    for number, shift in ((1, 0.0), (4, 0.3)):  # the mesh covers its own middle and nothing far from it
-        middle = to_pixels(project((verts.mean(0) + torch.tensor([shift, 0, 0])).expand(1, 1, 3), SCALE[None]))[0, 0]
+    for number, shift in (
+        (1, 0.0),
+        (4, 0.3),
+    ):  # the mesh covers its own middle and nothing far from it
+        middle = to_pixels(
+            project((verts.mean(0) + torch.tensor([shift, 0, 0])).expand(1, 1, 3), SCALE[None])
+        )[0, 0]
         r, c = (int(v) for v in middle)
         assert (tile(row, number)[r, c] != 90).any()
         changed = (tile(row, number) != GREY).any(-1)
         assert 0.02 < changed.mean() < 0.5 and abs(np.nonzero(changed)[1].mean() - c) < 3
     for number in (2, 5):
         assert near(LABEL, tile(row, number)[50, 64]) and (caption(row, number)[15:] != 255).any()
-    for number in (3, 6):
-        picture = tile(row, number)
-        assert picture[100, 120].tolist() == list(BOTH) and picture[100, 90].tolist() == list(TOO_MUCH)
-        assert picture[100, 150].tolist() == list(MISSING) and picture[100, 210].tolist() == list(UNKNOWN)
+    # The box covers columns 86 to 138, moved 125 to 176; the mask 100 to 170.
+    for number, (shared, outside, missing) in {3: (120, 92, 150), 6: (150, 173, 110)}.items():
+        image = tile(row, number)
+        assert image[100, shared].tolist() == list(BOTH)
+        assert image[100, outside].tolist() == list(TOO_MUCH)
+        assert image[100, missing].tolist() == list(MISSING)
+        assert image[100, 210].tolist() == list(UNKNOWN)
 
 
 def test_the_turned_mesh_is_seen_from_its_side_alone_on_white():
-    """Thin in depth and wide in x: from the side it is narrower by the ratio of the two, as high, and in the middle."""
+    """From the side it is narrower by the ratio of depth to width, as high, and in the middle."""
     row = make_strip()
     front = (tile(row, 4) != GREY).any(-1)
     side = (tile(row, 7) != 255).any(-1)
@@ -158,19 +179,23 @@ def test_the_turned_mesh_is_seen_from_its_side_alone_on_white():
 def test_a_long_mesh_is_made_to_fit_when_turned():
     verts, faces = make_body()
     verts = verts * torch.tensor([1, 1, 30.0])  # six units deep
-    plane, turned = visualize._turned(verts[None], SCALE[None])
+    plane, turned = side_view(verts[None], SCALE[None])
     assert plane[..., :2].abs().max() == pytest.approx(0.92)
     assert turned[..., 0].max() - turned[..., 0].min() == pytest.approx(6.0)
 
 
 def test_a_strip_without_a_refined_mesh_and_at_another_input_size():
-    small = make_strip(refined=False, picture=np.full((96, 96, 3), 90, np.uint8), pck=float("nan"))
+    small = make_strip(refined=False, image=np.full((96, 96, 3), 90, np.uint8))
     assert small.shape == (CAPTION_HEIGHT + CROP, 5 * CROP + 4 * GAP, 3)
     assert (tile(small, 0) == GREY).all()
 
 
 def test_captions_tell_the_scores():
-    plain, scored, none = make_strip(), make_strip(pck=0.85, iou=0.5), make_strip(pck=float("nan"), iou=0.5)
+    plain, scored, none = (
+        make_strip(),
+        make_strip(scores=both(0.85, 0.5)),
+        make_strip(scores=both(float("nan"), 0.5)),
+    )
     for number in range(8):
         same = (caption(plain, number) == caption(scored, number)).all()
         assert same == (number not in (2, 3, 5, 6))
@@ -178,15 +203,17 @@ def test_captions_tell_the_scores():
 
 
 def test_grid_and_file(tmp_path):
-    grid = picture_grid([np.zeros((5, 9, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)])
+    grid = image_grid([np.zeros((5, 9, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)])
     assert grid.shape == (5 + GAP + 6, 9, 3)
-    assert (grid[:5] == 0).all() and (grid[5 : 5 + GAP] == 255).all() and (grid[-6:, 4:] == 255).all()
-    with pytest.raises(ValueError, match="no picture"):
-        picture_grid([])
+    assert (
+        (grid[:5] == 0).all() and (grid[5 : 5 + GAP] == 255).all() and (grid[-6:, 4:] == 255).all()
+    )
+    with pytest.raises(ValueError, match="no image"):
+        image_grid([])
     picture = np.random.default_rng(0).integers(0, 255, (7, 9, 3), np.uint8)
-    save_png(tmp_path / "a.png", picture)
-    save_png(tmp_path / "a.png", picture)  # replaces the first
+    write_png(tmp_path / "a.png", picture)
+    write_png(tmp_path / "a.png", picture)  # replaces the first
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
     with pytest.raises(OSError):
-        save_png(tmp_path / "a.png" / "b.png", picture)  # a file where a folder should be
+        write_png(tmp_path / "a.png" / "b.png", picture)  # a file where a folder should be

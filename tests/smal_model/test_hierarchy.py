@@ -7,6 +7,7 @@ import torch
 
 from smal_model import MeshHierarchy
 from smal_model.mesh import SparseMap, adjacency
+from util.errors import InputError
 
 
 def _sphere(n=24):
@@ -14,7 +15,11 @@ def _sphere(n=24):
     theta = np.pi * np.arange(1, n) / n
     phi = np.pi * np.arange(2 * n) / n
     ring = np.stack(
-        np.broadcast_arrays(np.sin(theta)[:, None] * np.cos(phi), np.sin(theta)[:, None] * np.sin(phi), np.cos(theta)[:, None]),
+        np.broadcast_arrays(
+            np.sin(theta)[:, None] * np.cos(phi),
+            np.sin(theta)[:, None] * np.sin(phi),
+            np.cos(theta)[:, None],
+        ),
         -1,
     )
     verts = np.concatenate([ring.reshape(-1, 3), [[0, 0, 1], [0, 0, -1]]])
@@ -57,7 +62,7 @@ def test_built_maps_keep_the_surface(built):
     verts, _, h = built
     x = torch.tensor(verts, dtype=torch.float32)[None]
     down = h.down(x, 0)
-    # A selection of vertices stays on the sphere; interpolating it back errs by the sagitta of the coarse edges at most.
+    # Selected vertices stay on the sphere; interpolated ones err by the edges' sagitta at most.
     torch.testing.assert_close(down.norm(dim=-1), torch.ones_like(down[..., 0]), atol=1e-5, rtol=0)
     assert (h.up(down, 0) - x).norm(dim=-1).max() < 0.15
 
@@ -83,7 +88,9 @@ def test_saved_file_is_the_same_and_holds_no_pickle(built, tmp_path):
 
 def test_sparse_map_equals_dense_in_values_and_gradients():
     rng = np.random.default_rng(0)
-    matrix = scipy.sparse.random(7, 11, 0.4, random_state=rng, data_rvs=lambda size: rng.normal(size=size))
+    matrix = scipy.sparse.random(
+        7, 11, 0.4, random_state=rng, data_rvs=lambda size: rng.normal(size=size)
+    )
     dense = torch.tensor(matrix.toarray())
     sparse = SparseMap(matrix).double()
     sparse.values.copy_(torch.tensor(scipy.sparse.csr_matrix(matrix).data))
@@ -100,7 +107,7 @@ def test_faults_are_named(built, tmp_path):
     verts, faces, h = built
     with pytest.raises(ValueError, match="takes"):
         h.down(torch.zeros(1, 3, 3), 0)
-    with pytest.raises(FileNotFoundError, match="mesh hierarchy"):
+    with pytest.raises(InputError, match="mesh hierarchy"):
         MeshHierarchy.load(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="lacks levels"):

@@ -1,4 +1,5 @@
-"""The made-up pictures: labels, masks and truth agree, files keep the layouts, a second run changes nothing."""
+"""Synthetic images: labels, masks and ground truth agree, files keep the layouts, a second run
+changes nothing."""
 
 import filecmp
 import json
@@ -11,10 +12,12 @@ import torch
 
 from datasets import build_dataset, check
 from datasets.annotations import read_mask
-from synthetic.writer import COAT_DEPTH, SETTINGS_FILE, SPLITS, Studio, main, make_data, write_pictures
 from render import coverage
 from smal_model import SMAL, joints
+from synthetic.animal import COAT_DEPTH, Studio
+from synthetic.writer import SETTINGS_FILE, SPLITS, main, make_data, write_images
 from util.camera import project, to_pixels
+from util.errors import InputError
 
 NUM_IMAGES = 24
 
@@ -31,7 +34,7 @@ def smal(data):
     return SMAL(data / "smal")
 
 
-def pictures(data):
+def images(data):
     """(entry, truth, image) of every photograph in StanfordExtra's layout."""
     root = data / "StanfordExtra_v12"
     for entry in json.loads((root / "StanfordExtra_v12.json").read_text()):
@@ -49,9 +52,13 @@ def on_photo(truth, points):
 
 def test_keypoints_are_the_projected_joints(data):
     seen = np.zeros(20, int)
-    for entry, truth, _ in pictures(data):
+    for entry, truth, _ in images(data):
         labels = np.array(entry["joints"])
-        assert labels.shape == (24, 3) and (labels[20:] == 0).all() and set(np.unique(labels[:, 2])) <= {0, 1}
+        assert (
+            labels.shape == (24, 3)
+            and (labels[20:] == 0).all()
+            and set(np.unique(labels[:, 2])) <= {0, 1}
+        )
         wanted, _ = on_photo(truth, truth["joints"][list(joints.KEYPOINT_JOINTS)])
         visible = labels[:20, 2] > 0
         np.testing.assert_allclose(labels[:20, :2][visible], (wanted - 0.5)[visible], atol=2e-3)
@@ -63,12 +70,14 @@ def test_keypoints_are_the_projected_joints(data):
     assert (seen > 0.3 * NUM_IMAGES).all()
 
 
-def test_masks_are_the_renderers(data, smal):
+def test_masks_are_those_of_the_renderer(data, smal):
     unhidden = 0
-    for entry, truth, _ in pictures(data):
+    for entry, truth, _ in images(data):
         mask, size = read_mask(entry).astype(bool), (entry["img_width"], entry["img_height"])
         xy, depth = on_photo(truth, truth["verts"])
-        plane = np.stack([2 * xy[:, 0] / size[0] - 1, 1 - 2 * xy[:, 1] / size[1], depth], 1).astype(np.float32)
+        plane = np.stack([2 * xy[:, 0] / size[0] - 1, 1 - 2 * xy[:, 1] / size[1], depth], 1).astype(
+            np.float32
+        )
         rendered = coverage(torch.from_numpy(plane)[None], smal.faces, size[::-1])[0].numpy() >= 0.5
         assert (mask & ~rendered).sum() <= 3  # rounding, at the outline
         assert (mask & rendered).sum() > 0.6 * rendered.sum()
@@ -81,12 +90,17 @@ def test_masks_are_the_renderers(data, smal):
     assert unhidden > NUM_IMAGES / 2
 
 
-def test_truth_is_the_layers_output(data, smal):
-    for _, truth, _ in pictures(data):
+def test_ground_truth_is_the_layers_output(data, smal):
+    for _, truth, _ in images(data):
         with torch.inference_mode():
-            given = {k: torch.from_numpy(truth[k].astype(np.float32))[None] for k in ("betas", "pose", "trans", "del_v")}
+            given = {
+                k: torch.from_numpy(truth[k].astype(np.float32))[None]
+                for k in ("betas", "pose", "trans", "del_v")
+            }
             out = smal(**given)
-        np.testing.assert_allclose(out.verts[0], truth["verts"], atol=2e-4)  # the deformation is stored in half precision
+        np.testing.assert_allclose(
+            out.verts[0], truth["verts"], atol=2e-4
+        )  # the deformation is stored in half precision
         np.testing.assert_allclose(out.joints[0], truth["joints"], atol=2e-4)
 
 
@@ -94,7 +108,7 @@ def test_deformations_are_a_coat_and_lie_outside_the_shape_space_else(data, smal
     studio = Studio(data / "smal")
     space = studio.shape_space
     of_coat = space.T @ studio.long_coat.ravel()  # what the shape space sees of a coat of depth 1
-    for _, truth, _ in pictures(data):
+    for _, truth, _ in images(data):
         moved = truth["del_v"].astype(np.float64)
         depth = (space.T @ moved.ravel()) @ of_coat / (of_coat @ of_coat)
         assert COAT_DEPTH[0] <= depth <= COAT_DEPTH[1]
@@ -104,12 +118,14 @@ def test_deformations_are_a_coat_and_lie_outside_the_shape_space_else(data, smal
         assert 0.010 < np.sqrt((size**2).mean()) < 0.040 and size.max() < 0.16
         edge = smal.faces.numpy()[:, :2]
         steps = np.linalg.norm(moved[edge[:, 0]] - moved[edge[:, 1]], axis=1)
-        assert np.sqrt((steps**2).mean()) < 0.5 * np.sqrt((size**2).mean())  # smooth from vertex to vertex
+        assert np.sqrt((steps**2).mean()) < 0.5 * np.sqrt(
+            (size**2).mean()
+        )  # smooth from vertex to vertex
 
 
 def test_photographs_differ_and_are_never_white(data):
     sizes, breeds, means = set(), set(), []
-    for entry, _, image in pictures(data):
+    for entry, _, image in images(data):
         assert image.shape == (entry["img_height"], entry["img_width"], 3)
         assert (image.min(2) == 255).mean() < 0.001
         sizes.add(image.shape)
@@ -119,7 +135,7 @@ def test_photographs_differ_and_are_never_white(data):
     assert np.std(means, axis=0).min() > 10
 
 
-def test_splits_share_the_pictures_out(data):
+def test_splits_divide_the_images(data):
     root = data / "StanfordExtra_v12"
     parts = {s: np.load(root / f"{s}_stanford_StanfordExtra_v12.npy") for s in SPLITS}
     assert sorted(np.concatenate(list(parts.values()))) == list(range(NUM_IMAGES))
@@ -128,14 +144,18 @@ def test_splits_share_the_pictures_out(data):
 
 @pytest.mark.parametrize("name", ["stanford", "animal_pose"])
 def test_data_sets_open_and_pass_the_check(data, smal, name):
-    assert check.main(check.get_parser().parse_args(["--dataset", name, "--data_dir", str(data)])) == 0
+    assert (
+        check.main(check.get_parser().parse_args(["--dataset", name, "--data_dir", str(data)])) == 0
+    )
     dataset = build_dataset(name, data, "test", truth=True)
     assert dataset.excluded == 0
     for i in range(len(dataset)):
         sample = dataset[i]
-        assert sample["truth_verts"].shape == (smal.num_verts, 3) and sample["truth_joints"].shape == (41, 3)
+        assert sample["truth_verts"].shape == (smal.num_verts, 3) and sample[
+            "truth_joints"
+        ].shape == (41, 3)
         assert sample["mask"].max() == 1 and sample["border_mask"].mean() > 0.3
-        # The truth's own camera gives the labels of the evaluation crop, up to the crop's place and size.
+        # The ground truth's own camera gives the labels of the crop, up to its place and size.
         labels = sample["keypoints"].numpy()
         truth = np.load(dataset.truth_path(sample["index"]))
         plane = project(sample["truth_joints"][None], torch.tensor([[float(truth["scale"])]]))[0]
@@ -154,10 +174,12 @@ def test_animal_pose_lacks_what_the_real_one_lacks(data):
 def test_two_runs_give_the_same_bytes(data, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(data / "smal", again / "smal")
-    write_pictures(again, NUM_IMAGES, seed=7, num_workers=2)  # and with other processes
+    write_images(again, NUM_IMAGES, seed=7, num_workers=2)  # and with other processes
     for folder in ("StanfordExtra_v12", "animal_pose"):
         files = sorted(str(p.relative_to(data)) for p in (data / folder).rglob("*") if p.is_file())
-        assert files == sorted(str(p.relative_to(again)) for p in (again / folder).rglob("*") if p.is_file())
+        assert files == sorted(
+            str(p.relative_to(again)) for p in (again / folder).rglob("*") if p.is_file()
+        )
         assert filecmp.cmpfiles(data, again, files, shallow=False)[1:] == ([], [])
 
 
@@ -167,16 +189,21 @@ def test_reuses_its_own_folder_and_spares_others(data, tmp_path, capsys):
     main(["--data_dir", str(data), "--num_images", str(NUM_IMAGES), "--seed", "7"])
     assert "nothing was made" in capsys.readouterr().out
     assert (data / SETTINGS_FILE).stat().st_mtime_ns == written
-    with pytest.raises(FileExistsError, match="other settings"):
+    with pytest.raises(InputError, match="other settings"):
         make_data(data, NUM_IMAGES, seed=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(InputError, match="not empty"):
         make_data(tmp_path / "mine", NUM_IMAGES)
-    with pytest.raises(FileExistsError, match="is a file; give a folder"):
+    with pytest.raises(InputError, match="is a file; give a folder"):
         make_data(tmp_path / "mine" / "notes.txt", NUM_IMAGES)
-    with pytest.raises(ValueError, match="at least 20"):
+    with pytest.raises(InputError, match="at least 20"):
         make_data(tmp_path / "new", 3)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="cannot be made"):
+        make_data(tmp_path / "mine" / "notes.txt" / "new")
+    with pytest.raises(InputError, match="other settings"):
         main(["--data_dir", str(data), "--seed", "4"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"] and len(list(data.parent.iterdir())) == 1
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+        and len(list(data.parent.iterdir())) == 1
+    )

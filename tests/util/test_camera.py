@@ -13,7 +13,12 @@ def test_projection_and_pixels_match_recorded_values(golden):
     recorded = g["projected_xyz"] + np.array([0, 0, 1], np.float32)  # recorded depth is one less
     np.testing.assert_allclose(plane.numpy(), recorded, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(to_pixels(plane).numpy(), g["pixels_row_col"], rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose((plane[..., :2] * torch.tensor([1, -1])).numpy(), g["normalized_xy_down"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        (plane[..., :2] * torch.tensor([1, -1])).numpy(),
+        g["normalized_xy_down"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_pixels_of_the_crop_corners():

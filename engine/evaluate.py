@@ -1,0 +1,84 @@
+"""The evaluator: scores of a prediction, and the loop over a data set."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import render
+from model.outputs import Estimate, Prediction
+from smal_model import SMAL
+from util import metrics
+from util.camera import CROP
+from util.scores import MeshScores, Scores
+
+from .loaders import to_device
+
+
+def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> Scores:
+    """Scores of a prediction, one an image.
+
+    Args:
+        out: of the networks or of a fit.
+        batch: samples of a data set, collated, on the same device.
+        smal: the body.
+        renderer: backend of `render`.
+    """
+    has_mask, has_keypoints = batch["has_mask"], batch["has_keypoints"]
+    area = batch["area"]  # (B,), square pixels
+    known = batch["border_mask"] * batch["mask_weight"]  # (B, 224, 224)
+    body_length = smal.template[:, 0].max() - smal.template[:, 0].min()
+
+    def array(values: torch.Tensor, known=None) -> np.ndarray:
+        values = values if known is None else values.where(known, math.nan)
+        return values.double().cpu().numpy()
+
+    def score_mesh(estimate: Estimate) -> MeshScores:
+        def pck(group=None):
+            points = estimate.keypoints_px, batch["keypoints"]
+            return array(metrics.pck(*points, area, group=group), has_keypoints)
+
+        silhouette = render.coverage(estimate.plane, smal.faces, CROP, backend=renderer)
+        overlap = metrics.iou(silhouette, batch["mask"], known)
+        errors = {}
+        if "gt_verts" in batch:
+            for name, found, true in (
+                ("pa_mpvpe", estimate.verts, batch["gt_verts"]),
+                ("pa_mpjpe", estimate.joints, batch["gt_joints"]),
+            ):
+                errors[name] = array(metrics.aligned_error(found, true) / body_length)
+        groups = {group: pck(group) for group in metrics.GROUPS}
+        distance = (estimate.keypoints_px - batch["keypoints"][..., :2]).norm(dim=-1)  # (B, K)
+        labelled = (batch["keypoints"][..., 2] > 0) & has_keypoints[:, None]
+        relative = array(distance / area.sqrt()[:, None], labelled)
+        return MeshScores(pck(), groups, array(overlap, has_mask), relative, **errors)
+
+    meshes = {name: score_mesh(estimate) for name, estimate in out.estimates.items()}
+    return Scores(list(batch["name"]), meshes)
+
+
+@torch.no_grad()
+def evaluate(
+    model, loader: DataLoader, renderer: str = "auto", on_batch: Callable | None = None
+) -> Scores:
+    """Scores of a model, in evaluation mode, on all images of a loader.
+
+    Args:
+        model: CoarseModel or CoarseToFine.
+        loader: of a data set of `datasets`.
+        renderer: backend of `render`.
+        on_batch: called with (batch, prediction, scores) of each batch.
+    """
+    model.eval()
+    device = model.device
+    parts = []
+    for batch in tqdm(loader, desc="evaluate", leave=False):
+        batch = to_device(batch, device)
+        out = model(batch["image"])
+        parts.append(score(out, batch, model.smal, renderer))
+        if on_batch is not None:
+            on_batch(batch, out, parts[-1])
+    return Scores.joined(parts)

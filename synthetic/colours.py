@@ -1,0 +1,69 @@
+"""Colours and random fields that coats, things and grounds share."""
+
+import cv2
+import numpy as np
+
+FUR = {
+    "black": (0.07, 0.065, 0.065), "chocolate": (0.23, 0.14, 0.09), "chestnut": (0.42, 0.22, 0.11),
+    "tan": (0.66, 0.45, 0.25), "golden": (0.80, 0.60, 0.34), "cream": (0.88, 0.80, 0.66),
+    "white": (0.92, 0.91, 0.88), "grey": (0.42, 0.42, 0.44), "blue": (0.28, 0.31, 0.35),
+    "sable": (0.50, 0.36, 0.24),
+}  # fmt: skip
+DARK, LIGHT = (
+    ("black", "chocolate", "chestnut", "grey", "blue"),
+    ("tan", "golden", "cream", "white"),
+)
+
+
+def noise(rng, height: int, width: int, cells: float, octaves: int = 3) -> np.ndarray:
+    """Smooth random field, mean about 0, deviation about 1.
+
+    Args:
+        rng: the random numbers.
+        height: pixels.
+        width: pixels.
+        cells: lumps along the longer side, of the coarsest octave.
+        octaves: each of lumps half as large as the one before.
+
+    Returns:
+        (H, W) float32.
+    """
+    out, weight = np.zeros((height, width), np.float32), 1.0
+    longer = max(height, width)
+    for _ in range(octaves):
+        size = [max(2, min(n, int(np.ceil(cells * n / longer)) + 2)) for n in (height, width)]
+        coarse = rng.standard_normal(size, dtype=np.float32)
+        out += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        cells, weight = cells * 2, weight * 0.55
+    return out * 1.2
+
+
+def waves(rng, points, length: float, count: int = 18) -> np.ndarray:
+    """(N,) smooth random field over points (N, 3), lumps of about `length`, deviation 1."""
+    k = rng.standard_normal((3, count)) / length * 1.6
+    phase = rng.uniform(0, 2 * np.pi, count)
+    return np.cos((points @ k + phase).astype(np.float32)).sum(1) * np.sqrt(2 / count)
+
+
+def mix(a, b, t) -> np.ndarray:
+    """a where t is 0, b where it is 1; colours (3,) or (..., 3), t (...)."""
+    t = np.asarray(t, np.float32)[..., None]
+    return a + t * (np.asarray(b, np.float32) - a)
+
+
+def step(x, soft) -> np.ndarray:
+    """0 below -soft, 1 above soft, smooth between."""
+    t = np.clip(x / (2 * soft) + 0.5, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def random_colour(rng, low=(0.1, 0.1, 0.1), high=(0.9, 0.9, 0.9), grey=0.5) -> np.ndarray:
+    """(3,) random colour between two, drawn towards grey by a random part of `grey`."""
+    c = rng.uniform(low, high)
+    return (c + grey * rng.random() * (c.mean() - c)).astype(np.float32)
+
+
+def fur_colour(rng, names=tuple(FUR)) -> np.ndarray:
+    """(3,) one of the named colours, a little varied."""
+    named = np.array(FUR[names[rng.integers(len(names))]])
+    return np.clip(named * rng.uniform(0.85, 1.15) + rng.normal(0, 0.015, 3), 0.03, 0.95)
