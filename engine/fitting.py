@@ -47,9 +47,9 @@ class FitSettings:
     body_sigma: tuple[float, float] = (1e-3, 3e-5)  # first and last step
     deform_sigma: tuple[float, float] = (1e-4, 5e-6)
     body_rate: float = 0.05
-    deform_rate: float = 0.01
+    deform_rate: float = 0.005
 
-    w_keypoints: float = 6.0
+    w_keypoints: float = 8.0
     keypoint_scale: float = 10.0  # pixels: squared below, linear beyond
     w_silhouette: float = 30.0
     w_outside: float = 2.0
@@ -57,7 +57,7 @@ class FitSettings:
     w_limits: float = 3.0
     w_betas: float = 0.05
     betas_floor: float = 0.1  # added to the family's variances, which come from few animals
-    w_logscale: float = 1.0
+    w_logscale: float = 0.2
     logscale_std: float = 0.2
     w_stretch: float = 1.0
     w_overstretch: float = 10.0
