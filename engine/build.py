@@ -174,19 +174,18 @@ class Loaders(NamedTuple):
 
 def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
     """Training and validation set; a line says where one is taken from the other."""
-    sets: Any = datasets.train_val(
-        args.dataset,
-        args.data_dir,
-        augment=not (validation_only or args.no_augment),
-        flip=not validation_only and args.flip,
-        validation_only=validation_only,
-        img_res=img_res,
-        seed=args.seed,
-    )
+    common = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
+    mix = None if validation_only else args.mix
+    changes = {} if validation_only else {"augment": not args.no_augment, "flip": args.flip}
+    alone = validation_only or bool(mix)
+    sets: Any = datasets.train_val(args.dataset, validation_only=alone, **common, **changes)
     if sets.held_out:
         total = len(sets.train) + len(sets.val)
         count = f"{len(sets.val)} of the {total} training images (every tenth)"
         print(f"No validation split: {count} validate instead.")
+    if mix:
+        train = datasets.mixed_training_set(datasets.parse_mix(mix), **common, **changes)
+        sets = sets._replace(train=train, excluded=sets.val.excluded + train.excluded)
     return sets
 
 

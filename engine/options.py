@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import DATASETS, SPLITS
+from datasets import DATASETS, SPLITS, parse_mix
 from model import BACKBONES, NetworkConfig, RefinerConfig
 from render import BACKENDS
 from smal_model.priors import FAMILIES
@@ -17,7 +17,7 @@ from .losses import LossWeights
 WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
-    "dataset", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
+    "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
     "no_augment", "bf16", "freeze_bn", *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 
@@ -49,6 +49,17 @@ def _box(text: str) -> tuple[float, ...]:
         expected = "expected x,y,width,height in pixels of the photograph"
         raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
     return box
+
+
+def _mix(text: str) -> str:
+    try:
+        unknown = [name for name in parse_mix(text) if name not in DATASETS]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if unknown:
+        known = f"expected of {', '.join(DATASETS)}"
+        raise argparse.ArgumentTypeError(f"unknown data set {unknown[0]!r}, {known}")
+    return text
 
 
 def _gpu_ids(text: str) -> int:
@@ -156,6 +167,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     help_text = "batch norm with its running statistics: for few images or small batches"
     add("--freeze_bn", action="store_true", help=help_text)
     add("--flip", action="store_true", help="augment by mirror images too")
+    help_text = (
+        "train on several data sets, such as dog_pose:0.4,synthetic:0.6; --dataset validates"
+    )
+    add("--mix", type=_mix, metavar="NAME:WEIGHT,...", help=help_text)
     add("--no_augment", action="store_true", help="no random scale, rotation and colour")
     help_text = f"start of a new backbone: imagenet, none, or a file {shown}"
     add("--backbone_weights", default="imagenet", help=help_text)
