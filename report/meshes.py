@@ -30,6 +30,8 @@ from smal_model.mesh import adjacency, vertex_normals
 from util.camera import CROP, DISTANCE, FOCAL
 from util.files import atomic_write, write_json
 
+from .overlays import array_of
+
 SCHEMA, VERSION = "coarse-to-fine-animal/estimate", 1
 WORLD_TO_CAMERA = np.array(
     [[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, DISTANCE]]
@@ -74,7 +76,7 @@ def camera_in_photograph(scale: float, center, side: float) -> np.ndarray:
 
 def file_axes(points) -> np.ndarray:
     """Camera space (..., 3), z away from the viewer, to the axes of files; float32."""
-    return _array(points).astype(np.float32) * np.array([1, 1, -1], np.float32)
+    return array_of(points).astype(np.float32) * np.array([1, 1, -1], np.float32)
 
 
 def pixels(
@@ -97,7 +99,7 @@ def pixels(
 
 def mesh_in_file_axes(verts, faces) -> tuple[np.ndarray, np.ndarray]:
     """A mesh (V, 3), (F, 3) of camera space in the axes of files, normals pointing outward."""
-    verts, faces = file_axes(verts), _array(faces)
+    verts, faces = file_axes(verts), array_of(faces)
     if verts.ndim != 2 or verts.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"verts {verts.shape} and faces {faces.shape}, expected (V, 3) and (F, 3)")
     if not np.isfinite(verts).all():
@@ -121,7 +123,7 @@ def write_meshes(folder: str | Path, stem: str, verts, faces, colors=None) -> di
         File names by ending.
     """
     verts, faces = mesh_in_file_axes(verts, faces)
-    colors = None if colors is None else np.clip(_array(colors), 0, 1)
+    colors = None if colors is None else np.clip(array_of(colors), 0, 1)
     screen, light = (trimesh.Trimesh(verts, faces, process=False) for _ in range(2))
     if colors is not None:  # glTF wants linear light, the two others what a screen is sent
         linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
@@ -169,7 +171,7 @@ def write_estimate(
         photograph: the photograph and the crop's place in it.
         image: (H, W, 3) uint8, the upright photograph, colours the vertices; None: no colours.
     """
-    given = {name: _array(value)[0] for name, value in parameters.items() if value is not None}
+    given = {name: array_of(value)[0] for name, value in parameters.items() if value is not None}
     width, height = photograph.width, photograph.height
     arrays: dict[str, Any] = {
         "schema": SCHEMA,
@@ -255,7 +257,7 @@ def vertex_colors(
         (V, 3) float32 in [0, 1].
     """
     verts, plane = torch.as_tensor(verts).detach(), torch.as_tensor(plane).detach()
-    faces = torch.as_tensor(_array(faces).copy(), device=plane.device)
+    faces = torch.as_tensor(array_of(faces).copy(), device=plane.device)
     low, high = plane[:, :2].amin(0), plane[:, :2].amax(0)
     fitted = torch.cat(
         [2 * (plane[:, :2] - low) / (high - low) - 1, plane[:, 2:]], 1
@@ -307,7 +309,7 @@ def turntable(
         backend: as in `render.rasterize`.
     """
     verts = torch.as_tensor(verts).detach()
-    faces = torch.as_tensor(_array(faces).copy(), device=verts.device)
+    faces = torch.as_tensor(array_of(faces).copy(), device=verts.device)
     angle = torch.arange(num_frames, device=verts.device) * (2 * torch.pi / num_frames)  # (N,)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     turn = torch.stack([cos, zero, -sin, zero, zero + 1, zero, sin, zero, cos], 1).view(-1, 3, 3)
@@ -336,7 +338,3 @@ def turntable(
     duration = 4000 // num_frames  # milliseconds
     with atomic_write(path) as temporary:
         first.save(temporary, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
-
-
-def _array(values) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

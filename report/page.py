@@ -17,14 +17,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from util.files import atomic_write, jsonable, write_text
 from util.metrics import GROUPS
+from util.scores import nanmean, pck_at
 
 from .meshes import mesh_in_file_axes
+from .overlays import array_of
 
 ASSETS = Path(__file__).parent / "viewer"
 FOLDER = "page"
@@ -58,11 +61,11 @@ class PageImage:
 
     name: str
     strip: str | None = None
-    scores: Mapping[str, float | None] = field(default_factory=dict)
-    meshes: Mapping[str, object] = field(default_factory=dict)
-    colors: Mapping[str, object] = field(default_factory=dict)
-    errors: Mapping[str, object] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    meshes: dict[str, Any] = field(default_factory=dict)
+    colors: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def write_page(
@@ -186,18 +189,13 @@ def _write_meshes(folder: Path, images: Sequence[PageImage], faces: np.ndarray) 
             whole = np.round((verts - low) / step).astype("<u2")
             colors = image.colors.get(name)
             if colors is not None:
-                colors = _base64(np.round(255 * np.clip(_numbers(colors), 0, 1)).astype(np.uint8))
+                colors = _base64(np.round(255 * np.clip(array_of(colors), 0, 1)).astype(np.uint8))
             place = {"low": low.tolist(), "step": step.tolist()}
             packed.append(place | {"verts": _base64(whole), "colors": colors})
         if packed:
             text = json.dumps(packed, separators=(",", ":"))
             write_text(folder / f"mesh_{number:04d}.js", f"receiveMeshes({number},{text})\n")
     return turned
-
-
-def _numbers(values) -> np.ndarray:
-    """An array or a tensor on any device."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64)
 
 
 def _values(images: Sequence[PageImage], key: str) -> np.ndarray:
@@ -255,24 +253,13 @@ def _charts(images: Sequence[PageImage], columns: Mapping[str, dict]) -> str:
 
 def _errors(images: Sequence[PageImage], mesh: str) -> np.ndarray:
     """(N, K) keypoint errors of the images that have them."""
-    rows = [_numbers(image.errors[mesh]) for image in images if mesh in image.errors]
+    rows = [array_of(image.errors[mesh]) for image in images if mesh in image.errors]
     return np.stack(rows) if rows else np.zeros((0, 0))
 
 
 def pck_curve(errors: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Mean over images of the fraction of labelled keypoints within each threshold.
-
-    Args:
-        errors: (N, K), fractions of the square root of the mask's area; NaN: not labelled.
-        thresholds: (T,), likewise.
-
-    Returns:
-        (T,) in [0, 1]; images without a labelled keypoint do not count.
-    """
-    labelled = ~np.isnan(errors)  # (N, K)
-    counts = labelled.sum(1)
-    hits = (errors[..., None] < thresholds).sum(1)  # (N, T)
-    return (hits[counts > 0] / counts[counts > 0, None]).mean(0)
+    """Mean PCK over the images at each threshold: (N, K) errors, (T,) to (T,)."""
+    return np.array([nanmean(pck_at(errors, threshold)) for threshold in thresholds])
 
 
 def group_pck(errors: np.ndarray, threshold: float = 0.15) -> dict[str, float]:
@@ -280,7 +267,7 @@ def group_pck(errors: np.ndarray, threshold: float = 0.15) -> dict[str, float]:
     chosen = {"all": tuple(range(errors.shape[1])), **GROUPS}
     parts = {name: errors[:, list(keypoints)] for name, keypoints in chosen.items()}
     return {
-        name: float(pck_curve(part, np.array([threshold]))[0])
+        name: nanmean(pck_at(part, threshold))
         for name, part in parts.items()
         if not np.isnan(part).all()
     }
