@@ -17,8 +17,8 @@ from .losses import LossWeights
 WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
-    "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
-    "no_augment", "bf16", "freeze_bn", *WEIGHTS, *WEIGHTS_REFINED,
+    "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
+    "flip", "no_augment", "bf16", "freeze_bn", *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 
 
@@ -225,37 +225,46 @@ def eval_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def demo_parser() -> argparse.ArgumentParser:
-    """Options of demo.py."""
-    parser = argparse.ArgumentParser(
-        description="Meshes of the animals in photographs, folders of them, or videos.",
-        allow_abbrev=False,
-    )
+def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
+    """A parser with the options of demo.py and app.py."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     shown, add = "(default: %(default)s)", parser.add_argument
-    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of any stage")
-    add(
-        "--output_dir",
-        type=Path,
-        default=Path("./logs/demo"),
-        help=f"folder of the results {shown}",
-    )
+    help_text = f"folder of the results {shown}"
+    add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
     add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
     add(
         "--param_dir",
         type=Path,
         help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
     )
-    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
     add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
     add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
-    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
-    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
-    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
     add("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
     add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     add("--seed", type=_count, default=0, help=f"random seed {shown}")
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """Options of demo.py."""
+    parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
+    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
+    return parser
+
+
+def app_parser() -> argparse.ArgumentParser:
+    """Options of app.py."""
+    parser = _prediction("Meshes of dropped photographs, in a browser.", "./logs/app")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--host", default="127.0.0.1", help=f"address to serve on; this machine alone {shown}")
+    add("--port", type=_positive, default=7860, help=f"port to serve on {shown}")
     return parser
 
 
