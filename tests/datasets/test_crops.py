@@ -68,11 +68,12 @@ def test_joints_that_are_no_numbers_are_not_visible(small_set):
     def spoil(entries):
         entries[2]["joints"][4] = [float("nan"), float("nan"), 0]
         entries[2]["joints"][5] = [float("nan"), 100.0, 1]
+        entries[2]["joints"][6] = [1e300, 100.0, 0]
 
     edit(small_set, spoil)
     keypoints = build_dataset("stanford", small_set, "train")[0]["keypoints"]
-    assert keypoints[[4, 5]].tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert keypoints[:, 2].sum() == 18 and keypoints.isfinite().all()
+    assert keypoints[[4, 5, 6]].tolist() == [[0, 0, 0]] * 3
+    assert keypoints[:, 2].sum() == 17 and keypoints.isfinite().all()
 
 
 def test_ground_truth_comes_with_the_sample(small_set):
