@@ -26,7 +26,7 @@ from tqdm import tqdm
 from util.errors import InputError
 from util.files import write_text
 
-from .animal import Studio
+from .animal import Studio, draw_plain
 from .body import write_body
 from .photograph import photograph
 from .shape import BREEDS
@@ -52,8 +52,9 @@ def _make_batch(task):
     """Makes the images `indices` of one list and writes JPEGs and ground truth; returns entries."""
     folder, seed, stream, indices = task
     rngs = [np.random.default_rng((seed, stream, i)) for i in indices]
+    animals = _studio.place([draw_plain(rng, _studio) for rng in rngs])
     entries = []
-    for i, rng, animal in zip(indices, rngs, _studio.animals(rngs), strict=True):
+    for i, rng, animal in zip(indices, rngs, animals, strict=True):
         jpeg, entry, ground_truth = photograph(rng, _studio, animal)
         if stream == 0:
             number = list(BREEDS).index(animal.breed)
