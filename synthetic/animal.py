@@ -13,6 +13,7 @@ from smal_model.mesh import adjacency
 from util.camera import DISTANCE, FOCAL, HALF_CROP
 
 from .collision import Capsules
+from .fur import strand_textures
 from .pose import sample_pose
 from .shape import BREEDS, sample_betas
 from .skeleton import LEGS, rest_joints
@@ -114,6 +115,21 @@ class Studio:
         for _ in range(8):  # no steps where one part meets the next
             hair = near @ hair / count
         return hair
+
+    @cached_property
+    def flow(self) -> np.ndarray:
+        """(V, 2) along and across the fur's strands: backwards on the trunk, down on the legs."""
+        x, y, z = self.rest.T
+        legs = self.smal.weights.numpy()[:, np.concatenate(LEGS)].sum(1)
+        side = 0.35 * np.sign(y)
+        along = (1 - legs) * (0.25 * np.abs(y) - x) - legs * z
+        across = (1 - legs) * (z + 0.8 * np.abs(y) + side) + legs * (x + 0.9 * y)
+        return np.stack([along, across], 1)
+
+    @cached_property
+    def strands(self) -> dict[str, np.ndarray]:
+        """Textures of fur (`fur.strand_textures`)."""
+        return strand_textures()
 
     def dents(self, rng) -> np.ndarray:
         """(V, 3) smooth displacement of the rest pose, outside the shape space: soft dents and
