@@ -26,12 +26,12 @@ COAT_DEPTH = 0.015, 0.085  # of the trunk, body units, least and most
 TO_CAMERA = np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fur:
     """What a coat is like, beside its colours."""
 
-    kind: str  # a key of `fur.KINDS`
-    length: float  # from skin to tips on the trunk, body units
+    kind: str = "short"  # a key of `fur.KINDS`
+    length: float = 0.0  # from skin to tips on the trunk, body units
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Draft:
     depth: float  # of the body's origin, body units beyond the camera's DISTANCE
     centre: np.ndarray  # (2,) of the animal's box in the crop, half crops
     fill: float  # the box's larger side, as a fraction of the crop's
-    fur: Fur | None = None
+    fur: Fur = Fur()
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Animal:
     scale: float  # the camera's
     up: np.ndarray  # (3,) the world's up in camera space
     parameters: dict[str, np.ndarray]  # what the SMAL layer was called with, without batch axis
-    fur: Fur | None = None
+    fur: Fur = Fur()
 
 
 class Studio:

@@ -10,9 +10,9 @@ TILE = 256  # side of a texture, pixels
 # outline is as a fraction of the length.
 KINDS = {
     "short": ((2.0, 0.7), (0.02, 0.08), 0.8),
-    "long": ((9.0, 0.9), (0.06, 0.22), 1.2),
-    "wire": ((3.0, 0.8), (0.10, 0.28), 1.2),
-    "woolly": ((2.2, 2.0), (0.10, 0.30), 0.9),
+    "long": ((5.0, 0.9), (0.05, 0.17), 1.0),
+    "wire": ((2.5, 0.8), (0.08, 0.22), 1.0),
+    "woolly": ((2.2, 2.0), (0.08, 0.24), 0.8),
 }
 
 
@@ -65,7 +65,10 @@ def ragged_outline(rng, rgb, alpha, length, lean) -> None:
     outside = (alpha < 0.5).astype(np.uint8)
     distance = cv2.distanceTransform(outside, cv2.DIST_L2, 3)  # (H, W) pixels to the animal
     smooth = cv2.GaussianBlur(distance, (0, 0), 1.5)
-    slope_x, slope_y = cv2.Sobel(smooth, -1, 1, 0, scale=0.125), cv2.Sobel(smooth, -1, 0, 1, scale=0.125)
+    slope_x, slope_y = (
+        cv2.Sobel(smooth, -1, 1, 0, scale=0.125),
+        cv2.Sobel(smooth, -1, 0, 1, scale=0.125),
+    )
     row, column = np.nonzero((distance > 0) & (distance < longest))
     d = distance[row, column]
     way = np.stack([slope_x[row, column], slope_y[row, column]], 1)  # outwards
@@ -76,9 +79,11 @@ def ragged_outline(rng, rgb, alpha, length, lean) -> None:
     x = np.clip(np.round(root[:, 0]), 0, width - 1).astype(np.int32)
     y = np.clip(np.round(root[:, 1]), 0, height - 1).astype(np.int32)
     # A strand's noise belongs to its root, so that it is one strand from root to tip.
-    noise = cv2.blur(rng.random((height, width), dtype=np.float32), (2, 2))
-    strand = np.clip(2.2 * noise[y, x] - 0.6, 0, 1) * length[y, x]
-    cover = step(strand - d + 0.5, 0.5)
+    noise = rng.random((height, width), dtype=np.float32)
+    noise = np.clip(0.6 * noise + 1.1 * cv2.blur(noise, (3, 3)) - 0.35, 0, 1)
+    start = length[y, x]
+    soft = 0.35 + 0.12 * start
+    cover = step((0.15 + 0.85 * noise[y, x]) * start - d + 0.5 * soft, soft)
     inside = np.stack([column, row], 1) - way * (d + 2.0)[:, None]
     x = np.clip(np.round(inside[:, 0]), 0, width - 1).astype(np.int32)
     y = np.clip(np.round(inside[:, 1]), 0, height - 1).astype(np.int32)

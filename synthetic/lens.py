@@ -14,9 +14,10 @@ def motion_kernel(length: float, angle: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def draw_focus(rng) -> float:
-    """Blur of what is behind the animal, deviation in pixels: sharp to far out of focus."""
-    return 0.0 if rng.random() < 0.35 else float(np.exp(rng.uniform(np.log(0.5), np.log(7))))
+def draw_focus(rng, sharp: float) -> float:
+    """Blur of what is behind the animal, deviation in pixels: none in a fraction `sharp`, else
+    up to far out of focus."""
+    return 0.0 if rng.random() < sharp else float(np.exp(rng.uniform(np.log(0.5), np.log(7))))
 
 
 def develop_wide(rng, image) -> bytes:
@@ -30,7 +31,7 @@ def develop_wide(rng, image) -> bytes:
         A JPEG.
     """
     height, width = image.shape[:2]
-    gain = np.exp(rng.normal(0, 0.16)) * np.exp(rng.normal(0, 0.05, 3))
+    gain = np.exp(rng.normal(0.06, 0.16)) * np.exp(rng.normal(0, 0.05, 3))
     image = image * gain.astype(np.float32)
     if rng.random() < 0.3:  # darker corners
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -52,9 +53,11 @@ def develop_wide(rng, image) -> bytes:
         small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     elif rng.random() < 0.2:  # sharpened
-        image = image + np.float32(rng.uniform(0.2, 0.8)) * (image - cv2.GaussianBlur(image, (0, 0), 1))
+        image = image + np.float32(rng.uniform(0.2, 0.8)) * (
+            image - cv2.GaussianBlur(image, (0, 0), 1)
+        )
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    image = image + np.float32(np.exp(rng.uniform(np.log(0.002), np.log(0.05)))) * grain
+    image = image + np.float32(np.exp(rng.uniform(np.log(0.002), np.log(0.035)))) * grain
     # Pure white counts as outside the photograph in the published protocol: stay below it.
     pixels = np.clip(image * 255, 0, 249).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 97))]

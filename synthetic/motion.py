@@ -169,13 +169,17 @@ def _on_its_side(p):
     for leg in at.LEGS[:2]:
         p.aim(leg, (p.u(-0.9, 0.3), p.u(-0.2, 1.0), p.u(-0.4, 0.9), p.u(0.2, 1.3)), 0.05, p.n(0.06))
     for leg in at.LEGS[2:]:
-        p.aim(leg, (p.u(-0.2, 1.1), p.u(-1.2, -0.2), p.u(-0.3, 0.8), p.u(0.3, 1.3)), 0.05, p.n(0.06))
+        p.aim(
+            leg, (p.u(-0.2, 1.1), p.u(-1.2, -0.2), p.u(-0.3, 0.8), p.u(0.3, 1.3)), 0.05, p.n(0.06)
+        )
 
 
 def _on_its_back(p):
     _flat(p, p.rng.choice((-1, 1)) * p.u(2.4, 3.14))
     for leg in at.LEGS[:2]:
-        p.aim(leg, (p.u(-0.9, -0.2), p.u(0.4, 1.5), p.u(-0.6, 0.9), p.u(-0.3, 0.9)), 0.05, p.u(0, 0.3))
+        p.aim(
+            leg, (p.u(-0.9, -0.2), p.u(0.4, 1.5), p.u(-0.6, 0.9), p.u(-0.3, 0.9)), 0.05, p.u(0, 0.3)
+        )
     for leg in at.LEGS[2:]:
         way = (p.u(0.3, 1.3), p.u(-1.3, -0.3), p.u(0, 1.0), p.u(0.3, 1.2))
         p.aim(leg, way, 0.05, p.u(0.1, 0.7))
@@ -204,7 +208,12 @@ def _jumping(p):
         p.aim(leg, way, 0.15, p.n(0.05))
     stretched = p.u(0, 1)
     for leg in at.LEGS[2:]:
-        way = (1.2 - 1.6 * stretched, -1.1 + 0.3 * stretched, 0.9 - 1.4 * stretched, 0.8 - stretched)
+        way = (
+            1.2 - 1.6 * stretched,
+            -1.1 + 0.3 * stretched,
+            0.9 - 1.4 * stretched,
+            0.8 - stretched,
+        )
         p.aim(leg, way, 0.15, p.n(0.05))
 
 
@@ -213,7 +222,9 @@ def _on_hind_legs(p):
     for leg in at.LEGS[:2]:
         p.aim(leg, (p.u(-0.2, 0.9), p.u(0.6, 1.8), p.u(0.2, 1.4), p.u(0.3, 1.4)), 0.08, p.n(0.06))
     for leg in at.LEGS[2:]:
-        p.aim(leg, STAND[1] + np.array((p.u(0, 0.5), p.u(-0.4, 0), p.u(0, 0.3), 0)), 0.08, p.u(0, 0.1))
+        p.aim(
+            leg, STAND[1] + np.array((p.u(0, 0.5), p.u(-0.4, 0), p.u(0, 0.3), 0)), 0.08, p.u(0, 0.1)
+        )
 
 
 _BENDS = {

@@ -73,8 +73,7 @@ class Light:
         above = 0.5 + 0.5 * (normals @ up)
         return lambert[:, None] * self.sun + mix(self.ground, self.sky, above)
 
-
-    def under(self, colour, part=0.35) -> "Light":
+    def under(self, colour, part=0.2) -> "Light":
         """The light drawn towards what the surroundings' mean colour (3,) says of it."""
         level = np.clip(0.45 + 1.1 * colour.mean(), 0.5, 1.25)
         tint = (colour / max(float(colour.mean()), 0.02)) ** part * level

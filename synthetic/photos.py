@@ -1,5 +1,6 @@
 """Real photographs as surroundings and fur of synthetic animals."""
 
+import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ class Photos:
     """
 
     def __init__(self, folder):
-        folder = Path(folder)
+        folder = self.folder = Path(folder)
         trimaps, extra = folder / "annotations" / "trimaps", folder / "StanfordExtra_v12.json"
         self.sources: list[tuple] = []  # (photograph, trimap or run-length code or None)
         if trimaps.is_dir():
@@ -51,6 +52,12 @@ class Photos:
         self.read = lru_cache(KEPT)(self._read)
         self.tile = lru_cache(KEPT)(self._tile)
 
+    def digest(self) -> str:
+        """A short name of the photographs and masks that are read, by file names and sizes."""
+        files = [f for source in self.sources for f in source if isinstance(f, Path)]
+        listed = [f"{f.relative_to(self.folder)} {f.stat().st_size}" for f in files]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:12]
+
     def __len__(self) -> int:
         return len(self.sources)
 
@@ -60,7 +67,7 @@ class Photos:
             trimap = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE)
             if trimap is None or trimap.shape != tuple(size):
                 raise InputError(f"{source} is no trimap of its photograph's size; remove it")
-            return np.choose(np.clip(trimap, 0, 3), (0, 1, 0, 2)).astype(np.uint8)
+            return np.array((0, 1, 0, 2), np.uint8)[np.minimum(trimap, 3)]
         mask = np.zeros(size, np.uint8)
         for entry in source or ():
             if not entry.get("seg"):
@@ -114,7 +121,7 @@ class Photos:
         return None
 
     def draw_background(self, rng, size, box) -> np.ndarray:
-        """Surroundings for an animal, which takes the place of the photograph's own where it has one.
+        """Surroundings for an animal, which often takes the place of the photograph's own.
 
         Args:
             rng: the random numbers.
@@ -128,7 +135,7 @@ class Photos:
         height, width = size
         least = max(height / clean.shape[0], width / clean.shape[1])  # covers the image
         column, row = np.nonzero(mask.any(0))[0], np.nonzero(mask.any(1))[0]
-        if len(row) and rng.random() < 0.7:
+        if len(row) and rng.random() < 0.55:
             low, high = np.array([column[0], row[0]]), np.array([column[-1], row[-1]]) + 1.0
             zoom = (box[1] - box[0]).max() / (high - low).max() * rng.uniform(0.8, 1.25)
             zoom = max(zoom, 0.75 * least)
@@ -155,16 +162,13 @@ def fill_holes(photo, hole) -> np.ndarray:
         return photo
     hole = cv2.dilate(hole.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     known = (~hole).astype(np.float32)
-    levels = [(photo.astype(np.float32) * known[..., None], known)]
+    levels: list[tuple] = [(photo.astype(np.float32) * known[..., None], known)]
     while min(levels[-1][1].shape) > 2:
         size = tuple(max(1, n // 2) for n in levels[-1][1].shape[::-1])
         levels.append(tuple(cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in levels[-1]))
-    filled = None
-    for colour, weight in reversed(levels):
+    filled = levels[-1][0] / np.maximum(levels[-1][1], 1e-3)[..., None]
+    for colour, weight in reversed(levels[:-1]):
         own = colour / np.maximum(weight, 1e-3)[..., None]
-        if filled is None:
-            filled = own
-            continue
         size = weight.shape[::-1]
         below = cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR)
         part = np.clip(weight * 2, 0, 1)[..., None]

@@ -1,13 +1,15 @@
 """The worlds that can be drawn: plain (few views and poses) and wide (as in real photographs)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from . import breeds, shape
 from .animal import draw_plain
 from .photograph import photograph
 from .scene import photograph_wide
 from .wide import draw_wide
+
+WIDE_VERSION = 1  # of the wide preset's images: raise it with every change of them
 
 
 @dataclass(frozen=True)

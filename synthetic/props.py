@@ -103,7 +103,12 @@ def paint_furniture(rng, image, rows, light_from) -> np.ndarray:
     tilt, extent = rng.normal(0, 0.05) * width, rows[1] - rows[0]
     if rng.random() < 0.7:  # covers what is below (or right of) an edge
         top = rows[1] - rng.uniform(0.08, 0.38) * extent
-        corners = [(-5, top - tilt), (width + 5, top + tilt), (width + 5, height + 5), (-5, height + 5)]
+        corners = [
+            (-5, top - tilt),
+            (width + 5, top + tilt),
+            (width + 5, height + 5),
+            (-5, height + 5),
+        ]
         return paint_thing(rng, image, np.array(corners), light_from)
     covered = np.zeros((height, width), np.float32)
     gap = rng.uniform(0.14, 0.3) * extent

@@ -60,11 +60,18 @@ def _samples(face):
     """The first covered sample of each pixel: rows and columns in samples, of pixels (N,), and the
     fraction of each pixel covered (H, W)."""
     s = SUPERSAMPLE
-    h, w = (n // s for n in face.shape)
-    covered = (face >= 0).reshape(h, s, w, s).transpose(0, 2, 1, 3).reshape(h, w, s * s)
-    row, column = np.nonzero(covered.any(2))
-    first = covered[row, column].argmax(1)
-    return row, column, row * s + first // s, column * s + first % s, covered.mean(2, np.float32)
+    samples = [(i, j) for i in range(s) for j in range(s)]
+    covered = face >= 0
+    count = np.zeros([n // s for n in face.shape], np.uint8)
+    first = np.zeros_like(count)
+    for number, (i, j) in reversed(list(enumerate(samples))):
+        here = covered[i::s, j::s]
+        count += here
+        first[here] = number
+    row, column = np.nonzero(count)
+    first = first[row, column]
+    cover = count * np.float32(1 / s**2)
+    return row, column, row * s + first // s, column * s + first % s, cover
 
 
 def _colours(rng, studio, animal, at, layers, base, tile, density):
@@ -144,15 +151,15 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     ragged_outline(rng, own_rgb, own_alpha, length, -down * rng.uniform(-0.7, 0.1))
     window = np.s_[low[1] : high[1], low[0] : high[0]]
     rgb[window], alpha[window] = own_rgb, own_alpha
-    z = np.where(face >= 0, fragments.depth[0].numpy(), np.inf)
-    nearest[window] = np.minimum.reduce([z[i::s, j::s] for i in range(s) for j in range(s)])
+    z = np.full((h, w), np.inf, np.float32)
+    z[row, column] = fragments.depth[0].numpy()[sample_row, sample_column]
+    nearest[window] = z
     return rgb, alpha, nearest
 
 
 def _other_animal(rng, studio, frame, light, photos):
-    """Colour (H, W, 3) and cover (H, W) of another animal, further away, partly behind the first."""
+    """Colour (H, W, 3) and cover (H, W) of another animal further away."""
     other = studio.place([draw_wide(rng, studio)])[0]
-    other.up = other.up.astype(np.float64)
     zoom = rng.uniform(0.45, 0.95)
     aside = rng.choice((-1, 1)) * rng.uniform(0.3, 0.7) * frame.side
     side = zoom * frame.side
@@ -169,7 +176,8 @@ def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[b
     size = frame.height, frame.width
     xy = frame.to_photo(plane)
     _, light = draw_light(rng, animal.up)
-    if photos and rng.random() < REAL_BACKGROUND:
+    real = photos and rng.random() < REAL_BACKGROUND
+    if real:
         image = photos.draw_background(rng, size, np.stack([xy.min(0), xy.max(0)]))
         light = light.under(image.mean((0, 1)))
     else:
@@ -179,7 +187,7 @@ def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[b
         rgb, alpha = _other_animal(rng, studio, frame, light, photos)
         several = bool((alpha > 0.5).sum() > 50)
         image += alpha[..., None] * (rgb - image)
-    focus = draw_focus(rng)
+    focus = draw_focus(rng, 0.65 if real else 0.35)
     if focus:
         image = cv2.GaussianBlur(image, (0, 0), focus)
     rgb, alpha, nearest = render_furry(rng, studio, animal, frame, light, photos)

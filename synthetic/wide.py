@@ -7,7 +7,7 @@ from smal_model import NUM_BETAS
 from util.camera import DISTANCE
 
 from .animal import TO_CAMERA, Draft, Studio
-from .breeds import draw_breed, draw_fur, draw_shape, rest_displacement
+from .breeds import Breed, draw_breed, draw_fur, draw_shape, rest_displacement
 from .motion import KINDS, TRUNK, draw_motion
 
 TRIES = 12  # poses drawn for a dog before the least bad one is taken
@@ -36,20 +36,25 @@ def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
     return TO_CAMERA @ (view @ Rotation.from_euler("z", turned).as_matrix()), -turned
 
 
+def draw_pose(rng, studio: Studio, shape, breed: Breed, kind: str, to_camera: float) -> np.ndarray:
+    """(35, 3) axis-angles of a pose whose limbs stay outside the body; see `draw_motion`."""
+    tries = []
+    for _ in range(TRIES):
+        angles = draw_motion(rng, kind, to_camera, breed.ears, breed.tail)
+        depth = studio.capsules.depth(angles, shape)
+        if depth <= DEPTH:
+            return angles
+        tries.append((depth, angles))
+    return min(tries, key=lambda t: t[0])[1]
+
+
 def draw_wide(rng: np.random.Generator, studio: Studio) -> Draft:
     """A dog of the wide preset."""
     name, breed = draw_breed(rng)
     shape, fur = draw_shape(rng, breed), draw_fur(rng, breed)
     kind = rng.choice(list(KINDS), p=list(KINDS.values()))
     world, to_camera = draw_view(rng, TRUNK.get(kind))
-    best, angles = np.inf, None
-    for _ in range(TRIES):
-        tried = draw_motion(rng, kind, to_camera, breed.ears, breed.tail)
-        depth = studio.capsules.depth(tried, shape)
-        if depth < best:
-            best, angles = depth, tried
-        if best <= DEPTH:
-            break
+    angles = draw_pose(rng, studio, shape, breed, kind, to_camera)
     turn = world @ Rotation.from_rotvec(angles[0]).as_matrix()
     angles[0] = Rotation.from_matrix(turn).as_rotvec()
     del_v = rest_displacement(rng, studio, shape, fur)
