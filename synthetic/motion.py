@@ -148,7 +148,7 @@ def _lying(p):
 def _on_a_hip(p):
     side = p.rng.choice((-1, 1))
     p.trunk(p.n(0.05), p.u(-0.1, 0.1))
-    p.angles[0, 0] += side * p.u(0.5, 1.1)  # the pelvis lies, the chest stays upright
+    p.angles[0, 0] += side * p.u(0.7, 1.3)  # the pelvis lies, the chest stays upright
     twist = p.angles[0, 0]
     for joint in range(2, 7):
         p.angles[joint, 0] -= twist / 5.5
@@ -156,7 +156,7 @@ def _on_a_hip(p):
     for leg in at.LEGS[:2]:
         p.aim(leg, SPHINX[0], 0.12, p.n(0.04), p.n(0.1))
     for leg in at.LEGS[2:]:
-        p.aim(leg, (1.1, -0.9, 0.9, 1.3), 0.25, p.n(0.08), p.n(0.1))
+        p.aim(leg, (1.45, -1.2, 1.2, 1.4), 0.2, p.n(0.08), p.n(0.1))
 
 
 def _flat(p, roll):
@@ -247,7 +247,7 @@ def _gaze(p, kind, to_camera):
         yaw = p.rng.choice((-1, 1)) * p.u(1.3, reach)
     elif way == "side":
         yaw = p.rng.choice((-1, 1)) * p.u(0.4, 1.3)
-    elevation, nose = p.u(0.2, 1.15), p.n(0.25)
+    elevation, nose = p.u(0.35, 1.25), p.n(0.25)
     if kind in ("galloping", "trotting"):
         elevation = p.u(0.0, 0.8)
     if way == "sniff":
