@@ -75,7 +75,7 @@ class Light:
 
     def under(self, colour, part=0.2) -> "Light":
         """The light drawn towards what the surroundings' mean colour (3,) says of it."""
-        level = np.clip(0.45 + 1.1 * colour.mean(), 0.5, 1.25)
+        level = np.clip(0.6 + 1.1 * colour.mean(), 0.6, 1.3)
         tint = (colour / max(float(colour.mean()), 0.02)) ** part * level
         sun, sky, ground = (
             (c * tint).astype(np.float32) for c in (self.sun, self.sky, self.ground)

@@ -157,20 +157,37 @@ class Photos:
 
 
 def fill_holes(photo, hole) -> np.ndarray:
-    """(H, W, 3) uint8 with what is round a hole (H, W) spread into it, grain included."""
+    """(H, W, 3) uint8 with a hole (H, W) filled from around: each row mirrored at the hole's edges,
+    and smooth colours where that would show the hole again."""
     if not hole.any() or hole.all():
         return photo
     hole = cv2.dilate(hole.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-    known = (~hole).astype(np.float32)
-    levels: list[tuple] = [(photo.astype(np.float32) * known[..., None], known)]
+    width = photo.shape[1]
+    column = np.broadcast_to(np.arange(width), hole.shape)
+    left = np.maximum.accumulate(np.where(hole, -width, column), 1)  # the last known column
+    right = np.minimum.accumulate(np.where(hole, 2 * width, column)[:, ::-1], 1)[:, ::-1]
+    nearer = column - left < right - column
+    source = np.where(nearer, 2 * left - column, 2 * right - column)
+    inside = np.clip(source, 0, width - 1)
+    row = np.arange(len(photo))[:, None]
+    mirrored = (source == inside) & ~hole[row, inside]
+    known = np.where(mirrored & hole, 0.7, (~hole).astype(np.float32)).astype(np.float32)
+    colours = np.where(mirrored[..., None], photo[row, inside], photo).astype(np.float32)
+    smooth = _spread(colours, known)
+    part = cv2.blur((mirrored & hole).astype(np.float32), (9, 9)) * (mirrored & hole)
+    filled = smooth + part[..., None] * (colours - smooth)
+    return np.where(hole[..., None], np.clip(filled, 0, 255), photo).astype(np.uint8)
+
+
+def _spread(colours, known):
+    """(H, W, 3) colours spread from where they are known (weights (H, W)) over all."""
+    levels: list[tuple] = [(colours * known[..., None], known)]
     while min(levels[-1][1].shape) > 2:
         size = tuple(max(1, n // 2) for n in levels[-1][1].shape[::-1])
         levels.append(tuple(cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in levels[-1]))
-    filled = levels[-1][0] / np.maximum(levels[-1][1], 1e-3)[..., None]
+    out = levels[-1][0] / np.maximum(levels[-1][1], 1e-3)[..., None]
     for colour, weight in reversed(levels[:-1]):
         own = colour / np.maximum(weight, 1e-3)[..., None]
-        size = weight.shape[::-1]
-        below = cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR)
-        part = np.clip(weight * 2, 0, 1)[..., None]
-        filled = below + part * (own - below)
-    return np.where(hole[..., None], np.clip(filled, 0, 255), photo).astype(np.uint8)
+        below = cv2.resize(out, weight.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        out = below + np.clip(weight * 2, 0, 1)[..., None] * (own - below)
+    return out

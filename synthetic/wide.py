@@ -9,6 +9,8 @@ from util.camera import DISTANCE
 from .animal import TO_CAMERA, Draft, Studio
 from .breeds import Breed, draw_breed, draw_fur, draw_shape, rest_displacement
 from .motion import KINDS, TRUNK, draw_motion
+from .shape import SHAPES
+from .skeleton import LEGS
 
 TRIES = 12  # poses drawn for a dog before the least bad one is taken
 DEPTH = 0.03  # how deep a limb may be in the body, body units
@@ -39,8 +41,11 @@ def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
 def draw_pose(rng, studio: Studio, shape, breed: Breed, kind: str, to_camera: float) -> np.ndarray:
     """(35, 3) axis-angles of a pose whose limbs stay outside the body; see `draw_motion`."""
     tries = []
+    short = np.clip(-shape[SHAPES.index("leg length")] / 3, 0, 1) if kind in TRUNK else 0
     for _ in range(TRIES):
         angles = draw_motion(rng, kind, to_camera, breed.ears, breed.tail)
+        for leg, way in zip(LEGS[2:], (1, -1), strict=True):  # short legs fold beside the belly
+            angles[leg[0], 0] += 0.45 * way * short
         depth = studio.capsules.depth(angles, shape)
         if depth <= DEPTH:
             return angles
