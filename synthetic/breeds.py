@@ -16,11 +16,11 @@ from .animal import Fur, Studio
 from .shape import SHAPES, ramp
 
 USUAL = {
-    "leg length": 2.1, "torso length": -0.9, "head size": 1.3, "skull width": 1.7,
+    "leg length": 3.1, "torso length": 0.4, "head size": 1.6, "skull width": 1.7,
     "ear length": 0.9, "tail length": -0.9, "belly": -0.3,
 }  # fmt: skip
 SPREAD = 0.65  # standard deviation of every coefficient within a breed
-LIMIT = 4.0  # of every coefficient
+LIMIT = 5.0  # of every coefficient
 EARS_OUT = 0.03, 0.08  # how far ear bases move outwards, body units
 PUPPY = {"head size": 2.0, "muzzle length": -1.0, "leg length": -0.9, "paw size": 1.2, "girth": 0.8}
 
@@ -48,7 +48,7 @@ BREEDS = {
         length=(0.01, 0.06)),
     "pointer": Breed({"leg length": 0.5, "chest depth": 0.6, "belly": -0.6, "muzzle depth": 0.7,
         "ear length": 0.4}),
-    "sighthound": Breed({"leg length": 1.1, "girth": -1.2, "belly": -1.6, "chest depth": 1.4,
+    "sighthound": Breed({"leg length": 0.6, "girth": -1.2, "belly": -1.6, "chest depth": 1.4,
         "muzzle length": 1.2, "neck length": 1.0, "leg thickness": -1.0, "skull width": -1.4,
         "ear length": -1.0, "tail thickness": -0.8}, ROSE, LOW),
     "terrier": Breed({"head size": 0.5, "tail length": -1.6, "muzzle depth": 0.9,
@@ -60,40 +60,40 @@ BREEDS = {
         "muzzle length": -0.5}, PRICK, CURLED, "long", (0.04, 0.10)),
     "husky": Breed({"ear length": -0.5, "tail thickness": 1.5, "neck thickness": 0.7}, PRICK, HIGH,
         "long", (0.03, 0.07)),
-    "dachshund": Breed({"leg length": -4.0, "torso length": 2.2, "ear length": 0.6,
+    "dachshund": Breed({"leg length": -5.8, "torso length": 2.2, "ear length": 0.6,
         "muzzle length": 0.7, "chest depth": 0.3}),
-    "corgi": Breed({"leg length": -3.2, "torso length": 1.4, "head size": 0.4, "ear length": 0.4,
+    "corgi": Breed({"leg length": -4.7, "torso length": 1.4, "head size": 0.4, "ear length": 0.4,
         "tail length": -2.0}, PRICK, LEVEL, "long", (0.015, 0.05)),
-    "basset": Breed({"leg length": -3.9, "torso length": 1.6, "ear length": 1.9, "throat": 1.6,
+    "basset": Breed({"leg length": -5.5, "torso length": 1.6, "ear length": 1.9, "throat": 1.6,
         "girth": 0.6, "leg thickness": 1.4, "paw size": 1.0, "muzzle depth": 1.1, "head size": 0.6},
         tail=HIGH),
     "mastiff": Breed({"girth": 1.2, "head size": 0.9, "muzzle length": -1.4, "muzzle depth": 1.5,
         "leg thickness": 1.5, "paw size": 1.1, "chest width": 1.4, "skull width": 1.0,
         "neck thickness": 1.2, "throat": 0.8}, tail=LOW),
     "pug": Breed({"girth": 1.2, "head size": 1.3, "muzzle length": -3.6, "muzzle depth": 1.0,
-        "skull width": 1.6, "neck length": -1.2, "chest width": 1.2, "leg length": -0.9,
+        "skull width": 1.6, "neck length": -1.2, "chest width": 1.2, "leg length": -1.7,
         "ear length": -0.7, "tail length": -1.0, "torso length": -0.6}, ROSE, CURLED),
     "toy": Breed({"head size": 1.5, "muzzle length": -1.4, "skull width": 0.9,
-        "leg thickness": -0.9, "leg length": -0.4, "ear length": 0.7, "ear width": 0.8,
+        "leg thickness": -0.9, "leg length": -0.8, "ear length": 0.7, "ear width": 0.8,
         "torso length": -0.5, "paw size": -0.7}, PRICK, HIGH),
     "shepherd": Breed({"hind angulation": 1.0, "back slope": 0.8, "muzzle length": 0.5,
         "tail thickness": 1.0, "torso length": 0.5}, PRICK, LOW, "long", (0.01, 0.05)),
     "collie": Breed({"muzzle length": 0.9, "skull width": -0.7, "tail thickness": 1.6,
         "neck thickness": 0.5}, SEMI, LOW, "long", (0.05, 0.11)),
-    "spaniel": Breed({"ear length": 1.3, "ear width": 0.7, "leg length": -0.9, "muzzle depth": 0.6,
+    "spaniel": Breed({"ear length": 1.3, "ear width": 0.7, "leg length": -1.3, "muzzle depth": 0.6,
         "tail length": -0.8}, HANG, LEVEL, "long", (0.03, 0.08)),
     "setter": Breed({"leg length": 0.3, "tail thickness": 1.2, "ear length": 0.8,
         "muzzle length": 0.4, "girth": -0.3}, HANG, LEVEL, "long", (0.03, 0.08)),
     "poodle": Breed({"leg length": 0.5, "muzzle length": 0.4, "ear length": 0.9, "ear width": 0.6,
         "skull width": -0.3}, HANG, HIGH, "woolly", (0.04, 0.11)),
-    "lap dog": Breed({"leg length": -1.7, "head size": 1.0, "muzzle length": -1.3,
+    "lap dog": Breed({"leg length": -2.8, "head size": 1.0, "muzzle length": -1.3,
         "ear length": 0.8, "girth": 0.5}, HANG, CURLED, "long", (0.07, 0.13)),
     "schnauzer": Breed({"muzzle depth": 1.6, "ear length": -0.4, "tail length": -1.5,
         "torso length": -0.5}, SEMI, HIGH, "wire", (0.02, 0.06)),
     "mountain dog": Breed({"girth": 1.3, "chest width": 0.8, "leg thickness": 1.3, "paw size": 1.0,
         "tail thickness": 1.8, "muzzle depth": 0.8, "head size": 0.3, "neck thickness": 0.8}, HANG,
         LOW, "long", (0.05, 0.11)),
-    "great dane": Breed({"leg length": 1.2, "chest depth": 1.0, "muzzle depth": 1.1,
+    "great dane": Breed({"leg length": 0.6, "chest depth": 1.0, "muzzle depth": 1.1,
         "neck length": 0.8, "ear length": -0.2, "belly": -0.8}, SEMI, LOW),
 }  # fmt: skip
 

@@ -247,7 +247,7 @@ def _gaze(p, kind, to_camera):
         yaw = p.rng.choice((-1, 1)) * p.u(1.3, reach)
     elif way == "side":
         yaw = p.rng.choice((-1, 1)) * p.u(0.4, 1.3)
-    elevation, nose = p.u(0.35, 1.25), p.n(0.25)
+    elevation, nose = p.u(0.5, 1.35), p.n(0.25)
     if kind in ("galloping", "trotting"):
         elevation = p.u(0.0, 0.8)
     if way == "sniff":
