@@ -21,7 +21,7 @@ USUAL = {
 }  # fmt: skip
 SPREAD = 0.65  # standard deviation of every coefficient within a breed
 LIMIT = 5.0  # of every coefficient
-EARS_OUT = 0.03, 0.08  # how far ear bases move outwards, body units
+EARS_OUT = 0.045, 0.105  # how far ear bases move outwards, body units
 PUPPY = {"head size": 2.0, "muzzle length": -1.0, "leg length": -0.9, "paw size": 1.2, "girth": 0.8}
 
 # Ears: raised (radians about the base; 0 sideways, -1.3 hanging), spread of that.

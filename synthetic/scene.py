@@ -1,5 +1,7 @@
 """One photograph of the wide preset with its labels."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -74,6 +76,18 @@ def _samples(face):
     return row, column, row * s + first // s, column * s + first % s, cover
 
 
+def _quieter(rng, base, layers):
+    """The layers without clothes, in colours nearer to each other; now and then one alone."""
+    if rng.random() < 0.25:
+        return [layer for layer in layers if layer.kind == "skin"]
+    part = rng.uniform(0, 0.7) if rng.random() < 0.6 else 0.0
+    return [
+        replace(layer, colour=mix(layer.colour, base, part)) if layer.kind == "fur" else layer
+        for layer in layers
+        if layer.kind != "cloth"
+    ]
+
+
 def _colours(rng, studio, animal, at, layers, base, tile, density):
     """(N, 3) unlit colours and (N,) where cloth is; at: (N, 8 + layers) fields."""
     offset = rng.integers(0, 256, 2)
@@ -126,7 +140,7 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     if not len(row):
         return rgb, alpha, nearest
     base, layers = draw_coat(rng, studio)
-    layers = [layer for layer in layers if layer.kind != "cloth"] + draw_clothes(rng, studio)
+    layers = _quieter(rng, base, layers) + draw_clothes(rng, studio)
     tile = photos.draw_fur(rng) if photos and rng.random() < REAL_FUR else None
     corner = studio.faces[face[sample_row, sample_column]]  # (N, 3)
     weight = fragments.bary[0].numpy()[sample_row, sample_column]  # (N, 3)
