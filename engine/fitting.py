@@ -19,12 +19,11 @@ from torch.nn.functional import grid_sample, interpolate
 
 import render
 from model.outputs import Estimate, ImageFeatures, Prediction
-from smal_model import SMAL
+from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL
 from smal_model.joints import NUM_KEYPOINTS
 from smal_model.lbs import rodrigues
 from smal_model.mesh import SparseMap, adjacency
 from smal_model.priors import GaussianPrior, joint_limits
-from smal_model.smal import NUM_BETAS, NUM_LOGSCALES
 from util.camera import CROP, DISTANCE, FOCAL, HALF_CROP, project
 
 FACING = (-1.20919958, 1.20919958, 1.20919958)  # axis-angle: upright, facing the camera
@@ -121,7 +120,7 @@ class _Labels:
         size = len(given), CROP, CROP
         mask = batch.get("mask", given.new_zeros(size))
         keypoints = batch.get("keypoints", given.new_zeros(len(given), NUM_KEYPOINTS, 3))
-        border = batch.get("border_mask", given.new_ones(size))
+        border = batch.get("border_mask", given.new_ones(size)) * batch.get("mask_weight", given.new_ones(size))
         outside = ((mask < 0.5) & (border > 0)).cpu().numpy().astype(np.uint8)
         masked = (mask.sum((1, 2)) > 0).float()
         maps = [cv2.distanceTransform(o, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * float(m) for o, m in zip(outside, masked)]
