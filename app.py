@@ -47,7 +47,7 @@ def build_app(args):
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
     folder = body_folder(args)
     model = build.load_network(config, folder, checkpoint).to(device)
-    refine = build.mask_refiner(model.smal, folder, args.renderer)
+    refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
     plain, refined = Predictor(model), Predictor(model, refine)
     detector = open_detector(args.detector, args.detector_weights, device)
     build.make_output_dir(args.output_dir)

@@ -38,7 +38,9 @@ def main(argv=None) -> int:
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
     folder = body_folder(args)
     model = build.load_network(config, folder, checkpoint).to(device)
-    refine = build.mask_refiner(model.smal, folder, args.renderer) if args.refine else None
+    refine = None
+    if args.refine:
+        refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
     predictor = Predictor(model, refine)
     detector = None
     if args.bbox is None:

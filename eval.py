@@ -35,8 +35,12 @@ def evaluate_checkpoint(args, split: str) -> None:
         print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
 
     results = Results(args.output_dir, model.smal.faces, args.renderer, args.save_results)
+    refine = None
+    if args.refine:
+        folder = build.param_dir(args)
+        refine = build.build_refiner(model.smal, folder, args.renderer, args.refine)
     loader = make_loader(dataset, args.batch_size, args.num_works, device)
-    scores = evaluate(model, loader, args.renderer, results.add)
+    scores = evaluate(model, loader, args.renderer, results.add, refine)
     report = tables.summarize(scores) | {
         "dataset": args.dataset,
         "excluded": excluded,

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from util.camera import CROP
 from util.errors import Finished, InputError
 
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
-from .fitting import refine_prediction
+from .fitting import REFINEMENT, fit_images
 from .loaders import make_loader
 from .options import STEERING, select_device
 from .run_folder import CHECKPOINT, RunFolder
@@ -124,12 +125,22 @@ def build_training_model(
     return model
 
 
-def mask_refiner(smal: SMAL, folder: Path, renderer: str):
-    """Test-time refinement with the masks (and keypoints) of a batch: fits a prediction to them."""
+def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both"):
+    """Test-time refinement: takes (batch, prediction), gives one fitted to the labels.
+
+    Args:
+        smal: the body.
+        folder: of priors/.
+        renderer: backend of `render`.
+        labels: what is fitted to, `mask`, `keypoints` or `both`.
+    """
     prior = pose_prior("smal", folder).to(smal.template.device)
+    settings = replace(REFINEMENT, renderer=renderer)
+    withheld = {"mask": "keypoints", "keypoints": "mask"}.get(labels)
 
     def refine(batch: dict, out: Prediction) -> Prediction:
-        return refine_prediction(smal, prior, batch, out)
+        known = {key: value for key, value in batch.items() if key != withheld}
+        return fit_images(smal, prior, known, settings, out)
 
     return refine
 

@@ -62,7 +62,11 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
 
 @torch.no_grad()
 def evaluate(
-    model, loader: DataLoader, renderer: str = "auto", on_batch: Callable | None = None
+    model,
+    loader: DataLoader,
+    renderer: str = "auto",
+    on_batch: Callable | None = None,
+    refine: Callable | None = None,
 ) -> Scores:
     """Scores of a model, in evaluation mode, on all images of a loader.
 
@@ -71,6 +75,7 @@ def evaluate(
         loader: of a data set of `datasets`.
         renderer: backend of `render`.
         on_batch: called with (batch, prediction, scores) of each batch.
+        refine: takes (batch, prediction) and gives one fitted to the labels, scored as `fitted`.
     """
     model.eval()
     device = model.device
@@ -78,6 +83,8 @@ def evaluate(
     for batch in tqdm(loader, desc="evaluate", leave=False):
         batch = to_device(batch, device)
         out = model(batch["image"])
+        if refine is not None:
+            out.fitted = refine(batch, out).finest
         parts.append(score(out, batch, model.smal, renderer))
         if on_batch is not None:
             on_batch(batch, out, parts[-1])

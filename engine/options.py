@@ -159,6 +159,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     )
     add("--load_optimizer", action="store_true", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
+    parser.set_defaults(refine=None)  # of eval.py
     add(
         "--bf16",
         action="store_true",
@@ -217,6 +218,9 @@ def eval_parser() -> argparse.ArgumentParser:
     parser = _parser("Evaluates a checkpoint: PCK and IoU.", batch_size=32)
     _refiner(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    help_text = "score a fit to the labels too, started from the network's answer"
+    choices: dict = {"nargs": "?", "const": "both", "choices": ("both", "mask", "keypoints")}
+    parser.add_argument("--refine", **choices, help=help_text)
     # Accepted so that one set of options serves all scripts.
     unused = parser.add_argument_group("training options without effect here").add_argument
     _priors(unused)

@@ -24,7 +24,11 @@ MISSING = (40, 100, 220)  # mask alone, blue
 UNKNOWN = (225, 225, 225)  # outside the photograph
 INK = (30, 30, 30)
 WHITE = (255, 255, 255)
-MESH_COLORS = {"coarse": (0.55, 0.70, 0.90), "refined": (0.93, 0.76, 0.50)}
+MESH_COLORS = {
+    "coarse": (0.55, 0.70, 0.90),
+    "refined": (0.93, 0.76, 0.50),
+    "fitted": (0.62, 0.82, 0.62),
+}
 
 CAPTION_HEIGHT = 34  # pixels, two lines
 FINE = 4  # keypoints are drawn at this multiple of the image's size

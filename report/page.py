@@ -28,10 +28,10 @@ from util.scores import nanmean, pck_at
 
 from .meshes import mesh_in_file_axes
 from .overlays import array_of
+from .tables import MESHES
 
 ASSETS = Path(__file__).parent / "viewer"
 FOLDER = "page"
-MESHES = {"coarse": "", "refined": "_refined", "fitted": "_fitted"}  # ends of the scores' keys
 SCORES = {  # key: (label, 1 where more is better, a fraction shown in percent)
     "pck": ("PCK@0.15", 1, True),
     "iou": ("IoU", 1, True),

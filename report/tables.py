@@ -10,6 +10,7 @@ from util.files import write_json, write_text
 from util.metrics import GROUPS
 from util.scores import Scores, interval, nanmean, pck_area, pck_at
 
+MESHES = {"coarse": "", "refined": "_refined", "fitted": "_fitted"}  # ends of the scores' keys
 THRESHOLDS = (0.05, 0.10, 0.15)  # of PCK, fractions of the mask's side
 _LABELS = {
     "pck": "PCK@0.15 (%)",
@@ -47,49 +48,52 @@ def summarize(scores: Scores) -> dict:
 
 
 def _rows(scores: Scores) -> dict[str, dict]:
-    """Values of each image that have intervals, by mesh; `difference`: refined less coarse."""
+    """Values of each image that have intervals, by mesh, and of each mesh less the one before."""
     rows = {}
     for mesh, part in scores.meshes.items():
         more = {f"pck_{round(100 * t):02d}": pck_at(part.errors, t) for t in THRESHOLDS[:-1]}
         more["pck_auc"] = pck_area(part.errors, THRESHOLDS[-1])
         groups = {f"pck_{name}" for name in part.pck_by_group}
         rows[mesh] = {k: v for k, v in part.columns().items() if k not in groups} | more
-    if "refined" in rows:
-        coarse = rows["coarse"]
-        rows["difference"] = {k: v - coarse[k] for k, v in rows["refined"].items()}
+    names = list(rows)
+    for name, before in zip(names[1:], names, strict=False):
+        rows[f"{name} - {before}"] = {k: v - rows[before][k] for k, v in rows[name].items()}
     return rows
 
 
 def format_markdown(report: dict) -> str:
     """A table to paste: means with 95 % intervals over images; the last column is paired."""
-    meshes = [mesh for mesh in ("coarse", "refined", "difference") if mesh in report["intervals"]]
-    lines = [
-        "| " + " | ".join([f"{report['dataset']}, {report['num_images']} images", *meshes]) + " |"
-    ]
-    lines.append("|---" * (len(meshes) + 1) + "|")
+    columns = report["intervals"]
+    lines = [f"| {report['dataset']}, {report['num_images']} images | {' | '.join(columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+
+    def mean(score: str, name: str) -> float:
+        return report[score + MESHES[name]]
+
     for score, label in {**_LABELS, **_MORE_LABELS}.items():
-        if score not in report:
-            continue
         cells = []
-        for mesh in meshes:
-            refined = report.get(f"{score}_refined", math.nan)
-            mean = {"coarse": report[score], "refined": refined}.get(mesh, refined - report[score])
-            low, high = report["intervals"][mesh][score]
-            sign = "+" if mesh == "difference" else ""
-            cells.append(f"{100 * mean:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]")
-        lines.append("| " + " | ".join([label, *cells]) + " |")
+        for name in columns if score in report else ():
+            mesh, _, before = name.partition(" - ")
+            value = mean(score, mesh) - (mean(score, before) if before else 0)
+            low, high = columns[name][score]
+            sign = "+" if before else ""
+            bounds = f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+            cells.append(f"{100 * value:{sign}.1f} {bounds}")
+        if cells:
+            lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
 
 
 def format_report(report: dict) -> str:
     """The report as a table: a row a score, a column a mesh, in percent."""
-    suffixes = ["", "_refined"] if "pck_refined" in report else [""]
+    meshes = [mesh for mesh in MESHES if f"pck{MESHES[mesh]}" in report]
+    suffixes = [MESHES[mesh] for mesh in meshes]
 
     def row(label: str, values) -> str:
         return f"{label:32}" + "".join(f"{100 * value:10.2f}" for value in values)
 
     title = f"{report['dataset']}, {report['num_images']} images"
-    lines = [f"{title:32}" + "".join(f"{c:>10}" for c in ("coarse", "refined")[: len(suffixes)])]
+    lines = [f"{title:32}" + "".join(f"{mesh:>10}" for mesh in meshes)]
     for score, label in _LABELS.items():
         if score in report:
             lines.append(row(label, [report[score + s] for s in suffixes]))
