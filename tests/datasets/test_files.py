@@ -124,9 +124,9 @@ def test_ground_truth_that_lies_is_refused_before_it_is_read(tmp_path):
             read_ground_truth(path)
     np.savez(path, verts=np.zeros((5, 3)), joints=np.zeros((41, 3)))
     whole = path.read_bytes()
-    local, central = whole.find(b"PK\3\4"), whole.find(b"PK\1\2")
+    central = whole.find(b"PK\1\2")  # of the first array
     changed = [bytearray(whole) for _ in range(4)]
-    changed[0][local + 6] = 0x20  # patched data
+    changed[0][central + 8] = 0x20  # patched data
     changed[1][central + 6] = 255  # a version to come
     changed[2][central + 8] = 1  # encrypted
     changed[3][central + 10] = 14  # LZMA
