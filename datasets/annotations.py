@@ -28,6 +28,8 @@ IMAGE_KEYS = ("img_path", "img_width", "img_height", "img_bbox")
 MOST_JOINTS = 24  # of an entry
 MOST_LIST_BYTES = 2**27  # of a JSON list or a split
 MOST_NAME_BYTES = 200  # of an entry's name: results are files of this name
+# What NumPy raises on a damaged array file.
+DAMAGED_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError, MemoryError)
 CHECKSUMS = "SHA256SUMS"  # beside the JSON list, written by datasets.check
 MANY = 500  # from this many images on, checking them shows a progress bar
 
@@ -71,14 +73,7 @@ def read_split(path: Path, num_entries: int) -> np.ndarray:
     data = _read_list_bytes(path, "the split's indices belong beside the JSON list")
     try:
         indices = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (
-        ValueError,
-        EOFError,
-        SyntaxError,
-        TypeError,
-        tokenize.TokenError,
-        MemoryError,
-    ) as error:
+    except DAMAGED_ARRAY as error:
         raise InputError(
             f"{path} is not a NumPy array of indices ({error}): download it again"
         ) from error

@@ -1,7 +1,9 @@
 """What all data sets share: the sample, the check on opening, images that fail under way."""
 
 import copy
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch.utils.data import Dataset
 from util.errors import InputError
 
 from .annotations import (
+    DAMAGED_ARRAY,
     IMAGE_KEYS,
     Problem,
     entry_name,
@@ -27,6 +30,8 @@ from .transforms import CROP, draw_augmentation, make_crop
 
 ATTEMPTS = 10  # images in a row that may fail under way
 MOST_GROUND_TRUTH_BYTES = 2**26  # of an array
+# What zipfile raises on a damaged archive (RuntimeError: encrypted, or of a later version).
+DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class LabelledImages(Dataset):
@@ -213,15 +218,18 @@ def read_ground_truth(path: Path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             for key in ("verts", "joints"):
-                if archive.getinfo(f"{key}.npy").file_size > MOST_GROUND_TRUTH_BYTES:
+                member = archive.getinfo(f"{key}.npy")
+                if member.file_size > MOST_GROUND_TRUTH_BYTES:
                     raise InputError(f"{path} holds too large an array: make the data set again")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("unknown compression")
                 with archive.open(f"{key}.npy") as file:
                     array = np.lib.format.read_array(file, allow_pickle=False)
                 if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
                     raise InputError(f"{path} holds no (N, 3) array {key}: make the data set again")
                 out[f"gt_{key}"] = torch.from_numpy(array.astype(np.float32))  # (N, 3)
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (*DAMAGED_ARRAY, *DAMAGED_ZIP) as error:
         raise InputError(f"{path} is not readable ({error}): make the data set again") from error
     return out

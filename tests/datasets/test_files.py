@@ -122,7 +122,15 @@ def test_ground_truth_that_lies_is_refused_before_it_is_read(tmp_path):
         np.savez(path, verts=verts, joints=np.zeros((41, 3)))
         with pytest.raises(InputError, match=r"truth\.npz"):
             read_ground_truth(path)
-    for data in (b"", b"PK", path.read_bytes()[:-30]):
+    np.savez(path, verts=np.zeros((5, 3)), joints=np.zeros((41, 3)))
+    whole = path.read_bytes()
+    central = whole.find(b"PK\1\2")  # of the first array
+    changed = [bytearray(whole) for _ in range(4)]
+    changed[0][central + 8] = 0x20  # patched data
+    changed[1][central + 6] = 255  # a version to come
+    changed[2][central + 8] = 1  # encrypted
+    changed[3][central + 10] = 14  # LZMA
+    for data in (b"", b"PK", whole[:-30], *changed):
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"truth\.npz is not readable"):
             read_ground_truth(path)
