@@ -28,8 +28,8 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
         renderer: backend of `render`.
     """
     has_mask, has_keypoints = batch["has_mask"], batch["has_keypoints"]
-    area = batch["area"]  # (B,), square pixels
-    known = batch["border_mask"] * batch["mask_weight"]  # (B, 224, 224)
+    weight = batch["mask_weight"]  # (B, 224, 224)
+    area = torch.where(has_mask, batch["mask"].sum((1, 2)), batch["area"])  # (B,), square pixels
     body_length = smal.template[:, 0].max() - smal.template[:, 0].min()
 
     def array(values: torch.Tensor, known=None) -> np.ndarray:
@@ -42,7 +42,8 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
             return array(metrics.pck(*points, area, group=group), has_keypoints)
 
         silhouette = render.coverage(estimate.plane, smal.faces, CROP, backend=renderer)
-        overlap = metrics.iou(silhouette, batch["mask"], known)
+        labels = batch["mask"] * weight, batch["border_mask"]
+        overlap = metrics.iou(silhouette * weight, *labels)  # what is unsure counts in neither sum
         errors = {}
         if "gt_verts" in batch:
             for name, found, true in (
