@@ -45,6 +45,7 @@ class LabelledImages(Dataset):
         area          () float32, for PCK's threshold, square pixels of the crop: sum of the mask,
                       or area of the box where no mask is labelled
         border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside
+        inside        (224, 224) float32, 1 inside the image, whatever its colours
         keypoints     (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; the place
                       means nothing where visible is 0, and a joint written as NaN is (0, 0, 0)
         has_keypoints () bool, whether the keypoints are labelled; they are 0 where not

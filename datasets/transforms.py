@@ -195,6 +195,7 @@ def make_crop(
         "mask_weight": torch.from_numpy(mask_weight),
         "area": torch.tensor(area, dtype=torch.float32),
         "border_mask": torch.from_numpy(border_mask),
+        "inside": torch.from_numpy((labels(np.ones(image.shape[:2])) > 0.5).astype(np.float32)),
         "keypoints": torch.from_numpy(keypoints),
         "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),

@@ -44,6 +44,9 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
         silhouette = render.coverage(estimate.plane, smal.faces, CROP, backend=renderer)
         labels = batch["mask"] * weight, batch["border_mask"]
         overlap = metrics.iou(silhouette * weight, *labels)  # what is unsure counts in neither sum
+        seen, true = silhouette >= 0.5, batch["mask"] >= 0.5  # (B, 224, 224)
+        counts = (batch["inside"] * weight) > 0
+        both, either = ((x & counts).sum((1, 2)) for x in (seen & true, seen | true))
         errors = {}
         if "gt_verts" in batch:
             for name, found, true in (
@@ -55,7 +58,8 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
         distance = (estimate.keypoints_px - batch["keypoints"][..., :2]).norm(dim=-1)  # (B, K)
         labelled = (batch["keypoints"][..., 2] > 0) & has_keypoints[:, None]
         relative = array(distance / area.sqrt()[:, None], labelled)
-        return MeshScores(pck(), groups, array(overlap, has_mask), relative, **errors)
+        overlaps = array(overlap, has_mask), array(both / either, has_mask)
+        return MeshScores(pck(), groups, *overlaps, relative, **errors)
 
     meshes = {name: score_mesh(estimate) for name, estimate in out.estimates.items()}
     return Scores(list(batch["name"]), meshes)

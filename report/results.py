@@ -35,7 +35,7 @@ class Results:
 
     def add(self, batch: dict, out: Prediction, scores: Scores) -> None:
         """Takes a batch, its prediction and its scores."""
-        columns = scores.columns()
+        columns = {k: v for k, v in scores.columns().items() if not k.startswith("iou_clean")}
         if self.save_images:
             strips = batch_strips(batch, out, self.faces, scores, self.renderer)
             arrays = result_arrays(out, scores)

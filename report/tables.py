@@ -19,6 +19,7 @@ _LABELS = {
     "pa_mpjpe": "PA-MPJPE (% of body length)",
 }
 _MORE_LABELS = {
+    "iou_clean": "IoU, hard, true border (%)",
     "pck_05": "PCK@0.05 (%)",
     "pck_10": "PCK@0.10 (%)",
     "pck_auc": "PCK, area under the curve to 0.15 (%)",

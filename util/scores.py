@@ -15,7 +15,8 @@ def nanmean(values: np.ndarray) -> float:
 class MeshScores:
     """Scores of one mesh, arrays (N,) with one value an image; NaN where the label is missing.
 
-    pck, iou: in [0, 1].
+    pck, iou: in [0, 1], by the published protocol.
+    iou_clean: in [0, 1], of the hard silhouette and mask, inside the photograph's true border.
     pck_by_group: likewise, by keypoint group (util.metrics.GROUPS).
     errors: (N, K) distances of the keypoints / square root of the mask's area.
     pa_mpvpe, pa_mpjpe: in body lengths; None without 3D ground truth.
@@ -24,6 +25,7 @@ class MeshScores:
     pck: np.ndarray
     pck_by_group: dict[str, np.ndarray]
     iou: np.ndarray
+    iou_clean: np.ndarray
     errors: np.ndarray
     pa_mpvpe: np.ndarray | None = None
     pa_mpjpe: np.ndarray | None = None
@@ -33,7 +35,7 @@ class MeshScores:
         groups = {f"pck_{name}": values for name, values in self.pck_by_group.items()}
         errors = {"pa_mpvpe": self.pa_mpvpe, "pa_mpjpe": self.pa_mpjpe}
         known = {name: values for name, values in errors.items() if values is not None}
-        return {"pck": self.pck, **groups, "iou": self.iou, **known}
+        return {"pck": self.pck, **groups, "iou": self.iou, "iou_clean": self.iou_clean, **known}
 
     @classmethod
     def joined(cls, parts: list["MeshScores"]) -> "MeshScores":

@@ -254,7 +254,7 @@ def test_each_epoch_has_another_order_and_other_changes(data, tmp_path, monkeypa
 
 def test_best_epoch_is_chosen_by_the_refined_mesh():
     def scores(pck, iou):
-        return MeshScores(np.array(pck), {}, np.array(iou), np.zeros((2, 20)))
+        return MeshScores(np.array(pck), {}, np.array(iou), np.array(iou), np.zeros((2, 20)))
 
     coarse = scores([1.0, 1.0], [1.0, 1.0])
     assert Scores(["a", "b"], {"coarse": coarse}).selection_score() == 1
