@@ -48,6 +48,7 @@ class FitSettings:
     w_logscale: float = 0.2
     logscale_std: float = 0.2
     w_start: float = 1.0  # of the departure from a network's answer
+    w_start_alone: float = 1000.0  # the same with few keypoints: a mask says little of the pose
     start_std: float = 0.3
     w_stretch: float = 1.0
     w_overstretch: float = 10.0
@@ -161,12 +162,14 @@ class Terms:
             total = total + s.w_logscale * logscale.pow(2).mean(1)
         return total
 
-    def departure(self, state: State, start: Prediction) -> Tensor:
-        """Of pose (but the heading) and shape from a network's answer, weighted."""
+    def departure(self, state: State, labels: Labels, start: Prediction) -> Tensor:
+        """Of pose and shape from a network's answer, weighted."""
         s = self.settings
-        pose = (state["pose"] - start.pose.detach())[:, 3:] / s.start_std
+        few = labels.keypoints[..., 2].sum(1) < s.few_keypoints  # (N,)
+        pose = (state["pose"] - start.pose.detach()) / s.start_std
         betas = (state["betas"] - start.betas.detach()) / s.start_std
-        return s.w_start * (pose.pow(2).mean(1) + betas.pow(2).mean(1))
+        weight = torch.where(few, s.w_start_alone, s.w_start)
+        return weight * (pose.pow(2).mean(1) + betas.pow(2).mean(1))
 
 
 def _whitened(prior: GaussianPrior, x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from util.camera import CROP, DISTANCE, FOCAL, HALF_CROP, to_pixels
 from .fit_terms import FitSettings, Labels, State, Terms
 
 FIT = FitSettings()
-REFINEMENT = FitSettings(body_steps=40, deform_steps=60)  # test-time refinement: 100 steps
+# Test-time refinement: 100 steps, stiffer than a new fit.
+REFINEMENT = FitSettings(body_steps=40, deform_steps=60, w_stretch=10.0)
 FACING = (-1.20919958, 1.20919958, 1.20919958)  # axis-angle: upright, facing the camera
 START_DEPTH = 1.0  # trans z of a new fit, body units
 FADE = 0.1  # last over first learning rate
@@ -48,7 +49,8 @@ def fit_images(
         batch: samples of a data set, collated: `keypoints` (B, 20, 3), `mask`, `border_mask` and
             `mask_weight` (B, 224, 224); keypoints or mask may be missing or empty.
         settings: all numbers.
-        start: a network's answer to start from; None: several headings.
+        start: a network's answer to start from, but for its offsets of the vertices; None: several
+            headings.
 
     Returns:
         A Prediction: coarse is the fitted body, refined has its vertices deformed. With a start, an
@@ -164,16 +166,15 @@ def _headings(terms: Terms, labels: Labels) -> State:
 def _fit_body(terms: Terms, state: State, labels: Labels, start: Prediction | None) -> State:
     """Pose, shape, position and camera, to all labels."""
     s = terms.settings
-    offsets = _offsets(start)
 
     def loss(progress: float) -> Tensor:
-        estimate = terms.estimate(state, offsets)
+        estimate = terms.estimate(state)
         sigma = _between(*s.body_sigma, progress)
         total = s.w_keypoints * terms.keypoints(estimate, labels) + terms.priors(state)
         total = total + s.w_silhouette * terms.silhouette(estimate, labels, s.body_size, sigma)
         total = total + s.w_outside * terms.outside(estimate, labels)
         if start is not None:
-            total = total + terms.departure(state, start)
+            total = total + terms.departure(state, labels, start)
         return labels.known * total
 
     _descend(list(state.values()), _rates(state, s), s.body_steps, loss)
@@ -185,10 +186,12 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
     s = terms.settings
     modes, stretch = _smooth_modes(terms.smal, s)
     weights = modes.new_zeros(len(labels.mask), modes.shape[1], 3)
-    offsets = _offsets(start)
+    kept: Tensor | float = 0.0  # a network's offsets, where there is nothing to fit to
+    if start is not None and start.del_v is not None:
+        kept = start.del_v.detach() * (1 - labels.known)[:, None, None]
 
     def del_v() -> Tensor:
-        return modes @ weights if offsets is None else offsets + modes @ weights  # (B, V, 3)
+        return modes @ weights + kept  # (B, V, 3)
 
     def loss(progress: float) -> Tensor:
         moved = del_v()
@@ -215,10 +218,6 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
             refined=terms.estimate(state, moved),
             del_v=moved,
         )
-
-
-def _offsets(start: Prediction | None) -> Tensor | None:
-    return None if start is None or start.del_v is None else start.del_v.detach()
 
 
 def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]:
