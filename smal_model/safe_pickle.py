@@ -309,6 +309,7 @@ def _make_chumpy(token, budget, depth):
 
 
 def _make_sparse(token, budget, depth):
+    budget.pay(1000)  # it takes as long as so many values
     state = token.state
     shape = "_shape" if "_shape" in state else "shape"
     parts = [_plain(state[k], budget, depth) for k in ("data", "indices", "indptr", shape)]

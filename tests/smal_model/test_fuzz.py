@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from smal_model.safe_pickle import unpickle
 from smal_model.tables import load_npz
 from tests import fuzz_readers
+from tests.sandbox import run_all
 from util.errors import InputError
 
 READERS = fuzz_readers.readers()
@@ -27,7 +28,18 @@ def test_damaged_files_are_read_or_refused(name):
     assert counts["refused"] > 50, "the damage must be real"
 
 
-def test_the_fuzzer_finds_a_fault(monkeypatch):
+def test_the_sandbox_sees_what_an_input_does():
+    jobs = [
+        lambda: os.system("true"), lambda: eval("1 + 1"), lambda: bytearray(2**31), lambda: [][1],
+        lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: len(b"x" * (200 * 2**20)),
+    ]  # fmt: skip
+    outcomes, grown = run_all(lambda job: job(), jobs)
+    assert outcomes[:3] == ["code", "code", "memory"] and outcomes[3].startswith("IndexError")
+    assert outcomes[4:] == ["killed by SIGKILL", str(200 * 2**20)]
+    assert 190 * 2**20 < grown < 300 * 2**20
+
+
+def test_the_fuzzer_finds_a_fault():
     """A reader that lets an IndexError out at some inputs, and dies at one."""
     reader = READERS["symmetry"]
     first = reader.damaged(3, 0)
@@ -35,13 +47,13 @@ def test_the_fuzzer_finds_a_fault(monkeypatch):
     def use(folder):
         data = (folder / reader.path).read_bytes()
         if data == first:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         [][len(data) % 2]
 
     counts, found, _ = fuzz_readers.fuzz(
         fuzz_readers.Reader(reader.path, reader.seeds, use), range(6), seed=0
     )
-    assert counts == {"found": 6} and found.pop(3) == "killed by SIGSEGV"
+    assert counts == {"found": 6} and found.pop(3) == "killed by SIGKILL"
     assert all(outcome.startswith("IndexError") for outcome in found.values())
 
 
