@@ -132,8 +132,8 @@ def build_sparse(layout: str, data, indices, indptr, shape):
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite and within MAX_VALUE."""
-    # The smallest and the largest instead of a mask: no second array.  NaN compares as False.
-    return array.size == 0 or bool(array.min() >= -MAX_VALUE and array.max() <= MAX_VALUE)
+    # The smallest and the largest instead of a mask: no second array. NaN compares as False.
+    return array.size == 0 or -MAX_VALUE <= float(array.min()) <= float(array.max()) <= MAX_VALUE
 
 
 def _is_numeric(value) -> bool:

@@ -1,4 +1,4 @@
-"""Files made to harm: each is refused in one sentence that names it, in a process of its own."""
+"""Files made to harm: each is refused by name, in a process of its own."""
 
 import io
 import os
