@@ -116,10 +116,13 @@ def build_sparse(layout: str, data, indices, indptr, shape):
     if not all(0 < n <= MAX_VERTS for n in shape):
         raise ValueError(f"a sparse matrix is not of 1 to {MAX_VERTS:,} rows and columns")
     major, minor = shape if layout == "csr" else shape[::-1]
-    if len(indptr) != major + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
-        raise ValueError("the rows of a sparse matrix are not in order")
-    if len(indices) != len(data) or indptr[-1] > len(data):
+    if len(indices) != len(data) or len(indptr) != major + 1:
+        raise ValueError("the parts of a sparse matrix have lengths that do not fit")
+    # The range first: SciPy's own check takes differences, which overflow.
+    if indptr.min() < 0 or indptr.max() > len(data):
         raise ValueError("the rows of a sparse matrix end beyond its data")
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise ValueError("the rows of a sparse matrix are not in order")
     if len(indices) and not 0 <= indices.min() <= indices.max() < minor:
         raise ValueError(f"a sparse matrix has indices outside 0 to {minor - 1}")
     if not is_finite(data):
