@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from smal_model.checks import build_sparse
 from smal_model.safe_pickle import unpickle
 from smal_model.tables import load_npz
 from tests import fuzz_readers
@@ -37,6 +38,38 @@ def test_the_sandbox_sees_what_an_input_does():
     assert outcomes[:3] == ["code", "code", "memory"] and outcomes[3].startswith("IndexError")
     assert outcomes[4:] == ["killed by SIGKILL", str(200 * 2**20)]
     assert 190 * 2**20 < grown < 300 * 2**20
+
+
+WILD = [-1, 3, 100, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), -(2**31), 0, 1]
+
+
+def test_parts_of_sparse_matrices_make_one_or_are_refused():
+    def job(seed):
+        """A hundred matrices, of which some parts are wild or cut."""
+        rng = np.random.default_rng(seed)
+        made = 0
+        for _ in range(100):
+            data, indices, indptr = np.ones(3), np.arange(3), np.arange(4)
+            for part in (indices, indptr):
+                if rng.random() < 0.6:
+                    part[rng.integers(len(part))] = WILD[rng.integers(len(WILD))]
+            data, indices, indptr = (
+                part[: rng.integers(5)] if rng.random() < 0.1 else part
+                for part in (data, indices, indptr)
+            )
+            shape = (3, 3) if rng.random() < 0.8 else tuple(rng.integers(1, 5, 2))
+            try:
+                matrix = build_sparse(["csr", "csc"][rng.integers(2)], data, indices, indptr, shape)
+            except ValueError:
+                continue
+            made += 1
+            if matrix.toarray().sum() > 3 or (matrix.T.tocsr() != matrix.T).nnz:
+                raise ArithmeticError("another matrix")
+        return made
+
+    outcomes, _ = run_all(job, range(10))
+    assert all(outcome.isdigit() for outcome in outcomes), outcomes
+    assert 50 < sum(map(int, outcomes)) < 500
 
 
 def test_the_fuzzer_finds_a_fault():
