@@ -16,6 +16,9 @@ MAX_ITEMS = 200_000  # values of a file that are no arrays, and opcodes of a pic
 MAX_MEMBERS = 256  # files in an .npz; a hierarchy of 12 levels has 141
 MAX_DEPTH = 16  # lists in lists; published: 3
 MAX_VERTS = 100_000  # of a mesh; SMAL has 3,889
+MAX_SHAPES = 1000  # shape directions; SMAL has 41
+MAX_LEVELS = 16  # of a mesh hierarchy; the published one has 5
+MAX_NUMBERS = 4_000_000  # of all matrices of a hierarchy; the published ones hold 48,000
 MAX_VALUE = 1e6  # of any number: a posed body stays finite in float32; published: 9,994
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|O8?|[SU]\d{1,4})")
 
