@@ -9,13 +9,12 @@ import scipy.sparse
 from util.errors import InputError
 
 from . import joints, lbs
-from .checks import MAX_VERTS, floats, integers
+from .checks import MAX_SHAPES, MAX_VERTS, floats, integers
 from .tables import load_table, require
 
 MODEL_FILE, FAMILY_FILE = "my_smpl_00781_4_all", "my_smpl_data_00781_4_all"
 SYMMETRY_FILE = "symIdx"
 NUM_BETAS = 20  # shape coefficients that the network predicts
-MAX_SHAPES = 1000  # shape directions; SMAL has 41
 _MISSING = (
     "The SMAL body is licensed: get it from https://smal.is.tue.mpg.de and put it there"
     " (see data/README.md), or make the embedded body, which needs no licence:"

@@ -16,6 +16,9 @@ MAX_ITEMS = 200_000  # values of a file that are no arrays, and opcodes of a pic
 MAX_MEMBERS = 256  # files in an .npz; a hierarchy of 12 levels has 141
 MAX_DEPTH = 16  # lists in lists; published: 3
 MAX_VERTS = 100_000  # of a mesh; SMAL has 3,889
+MAX_SHAPES = 1000  # shape directions; SMAL has 41
+MAX_LEVELS = 16  # of a mesh hierarchy; the published one has 5
+MAX_NUMBERS = 4_000_000  # of all matrices of a hierarchy; the published ones hold 48,000
 MAX_VALUE = 1e6  # of any number: a posed body stays finite in float32; published: 9,994
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|O8?|[SU]\d{1,4})")
 
@@ -116,10 +119,13 @@ def build_sparse(layout: str, data, indices, indptr, shape):
     if not all(0 < n <= MAX_VERTS for n in shape):
         raise ValueError(f"a sparse matrix is not of 1 to {MAX_VERTS:,} rows and columns")
     major, minor = shape if layout == "csr" else shape[::-1]
-    if len(indptr) != major + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
-        raise ValueError("the rows of a sparse matrix are not in order")
-    if len(indices) != len(data) or indptr[-1] > len(data):
+    if len(indices) != len(data) or len(indptr) != major + 1:
+        raise ValueError("the parts of a sparse matrix have lengths that do not fit")
+    # The range first: SciPy's own check takes differences, which overflow.
+    if indptr.min() < 0 or indptr.max() > len(data):
         raise ValueError("the rows of a sparse matrix end beyond its data")
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise ValueError("the rows of a sparse matrix are not in order")
     if len(indices) and not 0 <= indices.min() <= indices.max() < minor:
         raise ValueError(f"a sparse matrix has indices outside 0 to {minor - 1}")
     if not is_finite(data):
@@ -132,8 +138,8 @@ def build_sparse(layout: str, data, indices, indptr, shape):
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite and within MAX_VALUE."""
-    # The smallest and the largest instead of a mask: no second array.  NaN compares as False.
-    return array.size == 0 or bool(array.min() >= -MAX_VALUE and array.max() <= MAX_VALUE)
+    # The smallest and the largest instead of a mask: no second array. NaN compares as False.
+    return array.size == 0 or -MAX_VALUE <= float(array.min()) <= float(array.max()) <= MAX_VALUE
 
 
 def _is_numeric(value) -> bool:

@@ -11,13 +11,11 @@ from torch import nn
 from util.errors import InputError
 from util.files import atomic_write
 
-from .checks import build_sparse, integers
+from .checks import MAX_LEVELS, MAX_NUMBERS, build_sparse, integers
 from .mesh import SparseMap, adjacency
 from .tables import load_npz, require
 
 HIERARCHY_FILE = "mesh_down_sampling_4.npz"  # its name in a data folder
-MAX_LEVELS = 16  # of a file; the published one has 5
-MAX_NUMBERS = 4_000_000  # of all matrices of a file; the published ones hold 48,000
 _PARTS = ("data", "indices", "indptr", "shape")  # of a CSR matrix, in a file of `save`
 
 

@@ -218,8 +218,10 @@ def _opcodes(data):
         if opcode is None:
             raise ValueError("an unknown opcode, or no end")
         if opcode.name == "STRING":  # pickletools takes its escapes for ASCII
-            text = pickletools.read_stringnl(stream, decode=False)
-            yield opcode.name, codecs.escape_decode(text)[0].decode("latin1")
+            line = stream.readline()
+            if len(line) < 3 or line[:1] not in (b"'", b'"') or line[-2:] != line[:1] + b"\n":
+                raise ValueError("a text without quotes")
+            yield opcode.name, codecs.escape_decode(line[1:-2])[0].decode("latin1")
         else:
             yield opcode.name, opcode.arg.reader(stream) if opcode.arg else None
         if opcode.name == "STOP":
@@ -309,6 +311,7 @@ def _make_chumpy(token, budget, depth):
 
 
 def _make_sparse(token, budget, depth):
+    budget.pay(1000)  # it takes as long as so many values
     state = token.state
     shape = "_shape" if "_shape" in state else "shape"
     parts = [_plain(state[k], budget, depth) for k in ("data", "indices", "indptr", shape)]

@@ -38,7 +38,7 @@ PIECES = [
     *(b"ccopy_reg\n_reconstructor\n", b"c__builtin__\nobject\n", b"cchumpy.ch\nCh\n"),
     *(b"cposix\nsystem\n", b"c__builtin__\neval\n", b"iposix\nsystem\n", b"\x82\1", b"U\4true"),
 ]
-NUMBERS = [0, 1, 2, 4, 127, 255, 2**15, 2**16 - 1, 2**28 - 1, 2**31 - 1, 2**32 - 1, 1_300_000_000]
+NUMBERS = [0, 1, 2, 4, 127, 255, 2**15, 2**16 - 1, 2**28 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:

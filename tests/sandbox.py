@@ -25,7 +25,7 @@ def _pages(column):
 
 
 def _work(job, items, first, pipe):
-    """In the child: one line for each item when it begins and one when it ends."""
+    """In the child: its memory, then one line for each item when it begins and when it ends."""
     faulthandler.disable()  # pytest's report of a crash that is expected
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _pages(0) + MEMORY
@@ -33,6 +33,7 @@ def _work(job, items, first, pipe):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.addaudithook(_forbid)
     with os.fdopen(pipe, "w", buffering=1) as out:
+        out.write(f"{_pages(1)}\n")
         for item in items[first:]:
             signal.alarm(SECONDS)
             out.write("begin\n")
@@ -61,7 +62,6 @@ def run_all(job: Callable, items: Iterable) -> tuple[list[str], int]:
         number of bytes by which a process grew.
     """
     items, outcomes, grown = list(items), [], 0
-    start = _pages(1)
     while len(outcomes) < len(items):
         source, target = os.pipe()
         child = os.fork()
@@ -71,6 +71,7 @@ def run_all(job: Callable, items: Iterable) -> tuple[list[str], int]:
         os.close(target)
         begun = False
         with os.fdopen(source) as lines:
+            start = int(lines.readline())
             for line in lines:
                 begun = line == "begin\n"
                 if not begun:

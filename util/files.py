@@ -1,7 +1,6 @@
 """Files that are whole or not there: written aside, flushed to disk, then renamed."""
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -13,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has no such locks: leftovers stay there
+    fcntl = None  # type: ignore[assignment]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEARLY_FULL = 2**20  # bytes; a write that failed where fewer are free failed for want of room
@@ -42,7 +46,7 @@ def atomic_write(path, size: int | None = None) -> Iterator[Path]:
         lock, temporary = _make_temporary(path)
         os.chmod(temporary, 0o644)
         yield Path(temporary)
-        _flush(temporary)
+        _flush(Path(temporary))
         os.replace(temporary, path)
         _flush(path.parent)
     except (OSError, RuntimeError) as e:  # PyTorch's writer raises RuntimeError
@@ -74,7 +78,7 @@ def sweep_leftovers(folder) -> list[Path]:
         except OSError:  # gone meanwhile, or not ours
             continue
         try:
-            if _lock(handle, fcntl.LOCK_NB):
+            if _lock(handle, wait=False):
                 path.unlink(missing_ok=True)
                 removed.append(path)
         finally:
@@ -92,10 +96,12 @@ def _make_temporary(path):
         os.close(handle)
 
 
-def _lock(handle, how: int = 0) -> bool:
+def _lock(handle, wait: bool = True) -> bool:
     """Locks an open file until it is closed or its process ends; whether that succeeded."""
+    if fcntl is None:
+        return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:  # held by another process, or a file system without locks
         return False
     return True
@@ -103,6 +109,8 @@ def _lock(handle, how: int = 0) -> bool:
 
 def _flush(path):
     """Waits until a file, or the names in a folder, are on the disk."""
+    if fcntl is None and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Files made to harm: each is refused in one sentence that names it, in a process of its own."""
+"""Files made to harm: each is refused by name, in a process of its own."""
 
 import io
 import os
@@ -121,6 +121,13 @@ def _with_nan(array) -> np.ndarray:
     return array
 
 
+def _far_below(indptr) -> np.ndarray:
+    """Rows in order only as long as nobody minds that their differences overflow."""
+    indptr = indptr.astype(np.int64)
+    indptr[-1] = -(2**63)
+    return indptr
+
+
 def _body(**values):
     return BODY, _changed(f"smal/{MODEL_FILE}", **values)
 
@@ -132,6 +139,7 @@ CONTENTS = {
     "regressor: negative index": _body(J_regressor=_sparse(indices=M.indices - 2**20)),
     "regressor: rows without end": _body(J_regressor=_sparse(indptr=M.indptr + 2**30)),
     "regressor: rows backwards": _body(J_regressor=_sparse(indptr=M.indptr[::-1].copy())),
+    "regressor: a row far below 0": _body(J_regressor=_sparse(indptr=_far_below(M.indptr))),
     "regressor: a wide shape": _body(J_regressor=_sparse(_shape=(2**20, tiny.V))),
     "regressor: half precision and NaN": _body(
         J_regressor=_sparse(data=_with_nan(M.data).astype(np.float16))
@@ -262,6 +270,7 @@ HIERARCHIES = {
     "saved: a row of levels": _saved(levels=np.arange(3)),
     "saved: wild index": _saved(U0_indices=U0.indices + 2**28),
     "saved: rows without end": _saved(U0_indptr=U0.indptr + 2**28),
+    "saved: a row far below 0": _saved(U0_indptr=_far_below(U0.indptr)),
     "saved: a wide shape": _saved(A0_shape=np.array([4, 2**40])),
     "saved: an infinite shape": _saved(A0_shape=np.array([np.inf, 4])),
     "saved: a shape of three": _saved(A0_shape=np.array([4, 4, 4])),

@@ -1,4 +1,4 @@
-"""Writes that are whole or not there: flushed, swept when killed, one sentence when they fail."""
+"""Writes that are whole or not there: flushed, swept when killed, clear when they fail."""
 
 import errno
 import os
