@@ -94,7 +94,7 @@ def _colours(rng, studio, animal, at, layers, base, tile, density):
     if tile is None:
         paint, shown = np.tile(base.astype(np.float32), (len(at), 1)), list(range(len(layers)))
     else:
-        paint = strands(tile, at[:, 3:5], density, offset)
+        paint = strands(tile, at[:, 3:5], density, offset) * np.float32(1 / 255)
         markings = rng.random() < 0.3
         shown = [i for i, layer in enumerate(layers) if markings or layer.kind != "fur"]
     _, contrast, _ = KINDS[animal.fur.kind]
