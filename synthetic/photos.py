@@ -94,8 +94,8 @@ class Photos:
         return fill_holes(photo, mask > 0), photo, mask
 
     def _tile(self, index):
-        """(TILE, TILE, 3) uint8 fur of a photograph, its shading taken out, mirrored at edges;
-        None where the mask is too small."""
+        """(TILE, TILE, 3) uint8 fur of a photograph without its shading, mirrored at edges; None
+        where the mask is too small."""
         _, photo, mask = self.read(index)
         inner = np.pad((mask == 1).astype(np.uint8), 1)
         half = cv2.distanceTransform(inner, cv2.DIST_C, 3)[1:-1, 1:-1]
@@ -114,7 +114,7 @@ class Photos:
         return np.clip(255 * tile, 5, 255).astype(np.uint8)
 
     def draw_fur(self, rng, tries: int = 4):
-        """(TILE, TILE, 3) uint8 fur of a random photograph, or None where none of `tries` has any."""
+        """(TILE, TILE, 3) uint8 fur of a random photograph; None where none of `tries` has any."""
         for _ in range(tries):
             tile = self.tile(int(rng.integers(len(self))))
             if tile is not None:

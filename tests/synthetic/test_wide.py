@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from datasets.annotations import read_mask
 from render import coverage
-from smal_model import SMAL, joints
+from smal_model import SMAL, joints, priors
 from synthetic import breeds, fur, motion, wide
 from synthetic.animal import TO_CAMERA, Studio
 from synthetic.skeleton import LEGS
@@ -147,6 +147,21 @@ def test_views_distances_and_sizes_are_covered(drafts):
     octants = np.histogram(np.mod(turned, 2 * np.pi), 8, (0, 2 * np.pi))[0] / len(turned)
     assert octants.min() > 0.05 and octants.max() < 0.35
     assert np.allclose(TO_CAMERA @ TO_CAMERA.T, np.eye(3))
+
+
+def test_priors_are_those_of_the_preset(data, drafts, made_up_body):
+    pose, betas = (
+        torch.tensor(np.stack([getattr(d, name) for d in drafts])).float()
+        for name in ("pose", "betas")
+    )
+    terms = []
+    for folder in (data, made_up_body):
+        smal = SMAL(folder / "smal")
+        shape = priors.shape_prior("smal", smal, folder)(betas)
+        terms.append((priors.pose_prior("smal", folder)(pose), shape))
+        assert (smal.template == SMAL(data / "smal").template).all()  # the body is the same
+    (pose_own, shape_own), (pose_plain, shape_plain) = terms
+    assert pose_own < 0.7 * pose_plain and shape_own < 0.7 * shape_plain
 
 
 def test_every_kind_of_pose_differs_within_and_from_the_others(studio):
