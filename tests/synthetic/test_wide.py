@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from datasets.annotations import read_mask
 from render import coverage
 from smal_model import SMAL, joints, priors
-from synthetic import breeds, fur, motion, wide
+from synthetic import breeds, fur, motion, props, wide
 from synthetic.animal import TO_CAMERA, Studio
 from synthetic.skeleton import LEGS
 from synthetic.surface import vertex_normals
@@ -200,6 +200,19 @@ def test_breeds_have_the_proportions_they_are_known_for(studio):
     elbow, muzzle = zip(*named, strict=True)
     assert 0.44 < elbow[0] < 0.60 and elbow[1] < 0.40 and elbow[2] > 0.45
     assert muzzle[3] < 0.6 * muzzle[0] < 0.75 * muzzle[2]
+
+
+def test_clothes_leave_legs_and_face_bare(studio):
+    weights, worn = studio.smal.weights.numpy(), 0
+    feet = weights[:, [j for leg in LEGS for j in leg[2:]]].sum(1) > 0.9
+    face = (weights[:, [joints.HEAD, joints.MOUTH]].sum(1) > 0.9) & (studio.rest[:, 0] > 0.7)
+    for i in range(200):
+        for layer in props.draw_clothes(np.random.default_rng(i), studio):
+            covered = layer.score > 0
+            assert not covered[feet].any() and not covered[face].any()
+            assert covered.mean() < 0.5
+            worn += covered.any()
+    assert 60 < worn < 160
 
 
 def test_fur_grows_outwards_no_farther_than_it_is_long():
