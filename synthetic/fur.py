@@ -33,19 +33,18 @@ def strand_textures() -> dict[str, np.ndarray]:
     return out
 
 
-def strands(texture, flow, density: float, offset) -> np.ndarray:
+def strands(texture, flow, offset) -> np.ndarray:
     """Texture at places on the skin.
 
     Args:
         texture: (TILE, TILE) or (TILE, TILE, 3).
-        flow: (N, 2) along and across the strands, body units.
-        density: pixels of the texture in a body unit.
+        flow: (N, 2) along and across the strands, pixels of the texture.
         offset: (2,) pixels.
 
     Returns:
         (N) or (N, 3).
     """
-    column, row = ((flow * density + offset).astype(np.int32) & (TILE - 1)).T
+    column, row = ((flow + offset).astype(np.int32) & (TILE - 1)).T
     return texture[row, column]
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from . import breeds, shape
 from .animal import draw_plain
 from .photograph import photograph
+from .pose import pose_prior_moments
 from .scene import photograph_wide
-from .wide import draw_wide
+from .wide import draw_wide, wide_priors
 
 WIDE_VERSION = 1  # of the wide preset's images: raise it with every change of them
 
@@ -18,6 +19,7 @@ class Preset:
 
     draw: (rng, studio) -> `animal.Draft`. photograph: (rng, studio, animal, photos) -> JPEG, entry
     of the JSON list, ground truth. rounds: see `Studio.place`. breeds: names, in the files' order.
+    priors: () -> shape families and pose moments, see `body.write_body`.
     """
 
     draw: Callable
@@ -25,9 +27,15 @@ class Preset:
     rounds: int
     breeds: tuple[str, ...]
     uses_photos: bool
+    priors: Callable
+
+
+def plain_priors() -> tuple[tuple, tuple]:
+    """Shape families and pose moments of the plain preset."""
+    return shape.shape_families(), pose_prior_moments()
 
 
 PRESETS = {
-    "plain": Preset(draw_plain, photograph, 1, tuple(shape.BREEDS), False),
-    "wide": Preset(draw_wide, photograph_wide, 4, tuple(breeds.BREEDS), True),
+    "plain": Preset(draw_plain, photograph, 1, tuple(shape.BREEDS), False, plain_priors),
+    "wide": Preset(draw_wide, photograph_wide, 4, tuple(breeds.BREEDS), True, wide_priors),
 }

@@ -33,7 +33,7 @@ def draw_clothes(rng, studio) -> list[Layer]:
         corner = np.clip(0.35 - np.abs(y) * 3, 0, 1) * np.clip((0.25 - z) * 4, 0, 1) * 0.10
         cloth(0.035 + corner - np.abs(along) - (x < 0.3), 0.003)
     elif kind < 0.39:  # harness: a band round the chest, a strap over the breast
-        band = np.abs(x - 0.12) - (legs > 0.5)
+        band = np.abs(x - 0.12) + (legs > 0.5)
         cloth(rng.uniform(0.014, 0.028) - band, 0.003)
         strap = np.abs(z - 0.05 - 0.25 * (x - 0.12)) + 2 * np.clip(0.12 - x, 0, 1)
         cloth(rng.uniform(0.014, 0.026) - strap - off_neck * (x > 0.5) - (neck > 0.6), 0.003)

@@ -88,17 +88,17 @@ def _quieter(rng, base, layers):
     ]
 
 
-def _colours(rng, studio, animal, at, layers, base, tile, density):
+def _colours(rng, studio, animal, at, layers, base, tile):
     """(N, 3) unlit colours and (N,) where cloth is; at: (N, 8 + layers) fields."""
     offset = rng.integers(0, 256, 2)
     if tile is None:
         paint, shown = np.tile(base.astype(np.float32), (len(at), 1)), list(range(len(layers)))
     else:
-        paint = strands(tile, at[:, 3:5], density, offset)
+        paint = strands(tile, at[:, 3:5], offset) * np.float32(1 / 255)
         markings = rng.random() < 0.3
         shown = [i for i, layer in enumerate(layers) if markings or layer.kind != "fur"]
     _, contrast, _ = KINDS[animal.fur.kind]
-    texture = strands(studio.strands[animal.fur.kind], at[:, 3:5], density, offset)
+    texture = strands(studio.strands[animal.fur.kind], at[:, 3:5], offset)
     strength = rng.uniform(*contrast) * (1.0 if tile is None else 0.4)
     paint = paint * (1 + np.float32(strength) * texture)[:, None]
     paint_layers(paint, [layers[i] for i in shown], at[:, [8 + i for i in shown]])
@@ -147,8 +147,8 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     fields = _fields(studio, animal, light, layers)
     at = sum(fields[corner[:, k]] * weight[:, k, None] for k in range(3))  # (N, 8 + layers)
     normal = at[:, :3] / np.maximum(np.linalg.norm(at[:, :3], axis=1, keepdims=True), 1e-6)
-    density = zoom * rng.uniform(0.6, 1.3)
-    paint, dressed = _colours(rng, studio, animal, at, layers, base, tile, density)
+    at[:, 3:5] *= np.float32(zoom * rng.uniform(0.6, 1.3))  # pixels
+    paint, dressed = _colours(rng, studio, animal, at, layers, base, tile)
     lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, 6]
     above = 0.5 + 0.5 * (normal @ animal.up.astype(np.float32))
     ambient = mix(light.ground, light.sky, above) * at[:, 7, None]

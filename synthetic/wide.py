@@ -9,7 +9,8 @@ from util.camera import DISTANCE
 from .animal import TO_CAMERA, Draft, Studio
 from .breeds import Breed, draw_breed, draw_fur, draw_shape, rest_displacement
 from .motion import KINDS, TRUNK, draw_motion
-from .shape import SHAPES
+from .pose import pose_prior_moments
+from .shape import SHAPES, shape_families
 from .skeleton import LEGS
 
 TRIES = 12  # poses drawn for a dog before the least bad one is taken
@@ -68,3 +69,19 @@ def draw_wide(rng: np.random.Generator, studio: Studio) -> Draft:
     fill = rng.uniform(0.72, 0.92)
     betas = shape[:NUM_BETAS]
     return Draft(name, betas, angles.ravel(), del_v, world[:, 2], depth, centre, fill, fur)
+
+
+def wide_priors(count: int = 2000) -> tuple[tuple, tuple]:
+    """Shape families and pose moments of this preset, as `body.write_body` takes them, from `count`
+    dogs; family 1, the default, has the moments of them all."""
+    rng = np.random.default_rng(0)
+    drawn = [draw_breed(rng)[1] for _ in range(count)]
+    shapes = np.stack([draw_shape(rng, breed) for breed in drawn])
+    means, covariances = shape_families()
+    means[1], covariances[1] = shapes.mean(0), np.cov(shapes.T)
+    kinds = rng.choice(list(KINDS), size=count, p=list(KINDS.values()))
+    poses = [
+        draw_motion(rng, kind, rng.uniform(-np.pi, np.pi), breed.ears, breed.tail).ravel()
+        for kind, breed in zip(kinds, drawn, strict=True)
+    ]
+    return (means, covariances), pose_prior_moments(np.stack(poses))

@@ -181,7 +181,7 @@ def make_data(
         reason = f"{error.strerror}: {error.filename}"
         raise InputError(f"{data_dir} cannot be made ({reason}); give another folder") from error
     try:
-        write_body(aside)
+        write_body(aside, *PRESETS[preset].priors())
         write_images(
             aside, num_images, seed, num_workers or os.cpu_count() or 1, preset, backgrounds
         )

@@ -22,10 +22,8 @@ def body():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("body")
-    write_body(folder)
-    return folder
+def folder(made_up_body):
+    return made_up_body
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_backgrounds_show_no_animal_and_fur_nothing_else(photographs):
         kept = cv2.dilate((mask > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
         assert (clean[kept] == photo[kept]).all() and clean.max() < 140
     tile = photos.draw_fur(np.random.default_rng(0))
-    assert tile.shape == (TILE, TILE, 3) and magenta(tile * 255).mean() > 0.99
+    assert tile.shape == (TILE, TILE, 3) and magenta(tile).mean() > 0.99
     for seed in range(20):
         box = np.array([[30.0, 40.0], [120.0, 150.0]])
         image = photos.draw_background(np.random.default_rng(seed), (170, 140), box)

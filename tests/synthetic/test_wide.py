@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from datasets.annotations import read_mask
 from render import coverage
-from smal_model import SMAL, joints
-from synthetic import breeds, fur, motion, wide
+from smal_model import SMAL, joints, priors
+from synthetic import breeds, fur, motion, props, wide
 from synthetic.animal import TO_CAMERA, Studio
 from synthetic.skeleton import LEGS
 from synthetic.surface import vertex_normals
@@ -149,6 +149,21 @@ def test_views_distances_and_sizes_are_covered(drafts):
     assert np.allclose(TO_CAMERA @ TO_CAMERA.T, np.eye(3))
 
 
+def test_priors_are_those_of_the_preset(data, drafts, made_up_body):
+    pose, betas = (
+        torch.tensor(np.stack([getattr(d, name) for d in drafts])).float()
+        for name in ("pose", "betas")
+    )
+    terms = []
+    for folder in (data, made_up_body):
+        smal = SMAL(folder / "smal")
+        shape = priors.shape_prior("smal", smal, folder)(betas)
+        terms.append((priors.pose_prior("smal", folder)(pose), shape))
+        assert (smal.template == SMAL(data / "smal").template).all()  # the body is the same
+    (pose_own, shape_own), (pose_plain, shape_plain) = terms
+    assert pose_own < 0.7 * pose_plain and shape_own < 0.7 * shape_plain
+
+
 def test_every_kind_of_pose_differs_within_and_from_the_others(studio):
     means, spreads = {}, {}
     for kind in motion.KINDS:
@@ -185,6 +200,19 @@ def test_breeds_have_the_proportions_they_are_known_for(studio):
     elbow, muzzle = zip(*named, strict=True)
     assert 0.44 < elbow[0] < 0.60 and elbow[1] < 0.40 and elbow[2] > 0.45
     assert muzzle[3] < 0.6 * muzzle[0] < 0.75 * muzzle[2]
+
+
+def test_clothes_leave_legs_and_face_bare(studio):
+    weights, worn = studio.smal.weights.numpy(), 0
+    feet = weights[:, [j for leg in LEGS for j in leg[2:]]].sum(1) > 0.9
+    face = (weights[:, [joints.HEAD, joints.MOUTH]].sum(1) > 0.9) & (studio.rest[:, 0] > 0.7)
+    for i in range(200):
+        for layer in props.draw_clothes(np.random.default_rng(i), studio):
+            covered = layer.score > 0
+            assert not covered[feet].any() and not covered[face].any()
+            assert covered.mean() < 0.5
+            worn += covered.any()
+    assert 60 < worn < 160
 
 
 def test_fur_grows_outwards_no_farther_than_it_is_long():
