@@ -42,7 +42,7 @@ F, U = np.float32, np.uint64  # unsigned indices need no check for negative ones
 ZERO, ONE, FAR = F(0), F(1), F(np.inf)
 LIMIT, NO_AREA, SHORT = F(MAX_COORDINATE), F(MIN_DOUBLED_AREA), F(MIN_SQUARED_EDGE)
 MOST = F(1e30)  # of a product: far beyond what still changes the silhouette, and no overflow
-OPAQUE = F(2**20)  # a pixel with this product is left without its gradient, a millionth of others'
+OPAQUE = F(2**26)  # a pixel with this product is 1 to the last bit and has no gradient
 STEP, GROUP, ROOM = 32, U(32), 1024  # faces, and pixels of them, that are worked on together
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
