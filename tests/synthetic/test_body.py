@@ -22,8 +22,8 @@ def body():
 
 
 @pytest.fixture(scope="module")
-def folder(made_up_body):
-    return made_up_body
+def folder(synthetic_body):
+    return synthetic_body
 
 
 @pytest.fixture(scope="module")

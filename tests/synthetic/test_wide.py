@@ -149,13 +149,13 @@ def test_views_distances_and_sizes_are_covered(drafts):
     assert np.allclose(TO_CAMERA @ TO_CAMERA.T, np.eye(3))
 
 
-def test_priors_are_those_of_the_preset(data, drafts, made_up_body):
+def test_priors_are_those_of_the_preset(data, drafts, synthetic_body):
     pose, betas = (
         torch.tensor(np.stack([getattr(d, name) for d in drafts])).float()
         for name in ("pose", "betas")
     )
     terms = []
-    for folder in (data, made_up_body):
+    for folder in (data, synthetic_body):
         smal = SMAL(folder / "smal")
         shape = priors.shape_prior("smal", smal, folder)(betas)
         terms.append((priors.pose_prior("smal", folder)(pose), shape))
