@@ -17,7 +17,6 @@ from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
-from util.camera import CROP
 from util.errors import Finished, InputError
 
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
@@ -150,14 +149,11 @@ def prepare(args: argparse.Namespace) -> torch.device:
     torch.manual_seed(args.seed)
     device = select_device(args)
     check_output_dir(args.output_dir)
-    nothing = (
-        torch.zeros(0, 3, 3, device=device),
-        torch.zeros(0, 3, dtype=torch.int64, device=device),
-    )
-    try:
-        render.coverage(*nothing, CROP, backend=args.renderer)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"--renderer {args.renderer}: {error}") from None
+    if device.type == "cuda" or args.renderer != "auto":
+        try:
+            render.check(device, args.renderer)
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise InputError(f"--renderer {args.renderer}: {error}") from None
     return device
 
 

@@ -9,6 +9,7 @@ Three steps, each batched over the images, which do not touch each other:
 
 import math
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -184,7 +185,10 @@ def _fit_body(terms: Terms, state: State, labels: Labels, start: Prediction | No
 def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None) -> Prediction:
     """Offsets of the vertices in the rest pose, to all labels."""
     s = terms.settings
-    modes, stretch = _smooth_modes(terms.smal, s)
+    cached = _MODES.setdefault(terms.smal, {})
+    if s.modes not in cached or cached[s.modes][0].device != labels.mask.device:
+        cached[s.modes] = _smooth_modes(terms.smal, s)
+    modes, stretch = cached[s.modes]
     weights = modes.new_zeros(len(labels.mask), modes.shape[1], 3)
     kept: Tensor | float = 0.0  # a network's offsets, where there is nothing to fit to
     if start is not None and start.del_v is not None:
@@ -218,6 +222,9 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
             refined=terms.estimate(state, moved),
             del_v=moved,
         )
+
+
+_MODES: WeakKeyDictionary[SMAL, dict] = WeakKeyDictionary()  # of each body, by their number
 
 
 def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]:

@@ -84,8 +84,8 @@ def test_finds_known_bodies_from_several_headings(body, batch):
     smal, prior = body
     out = fit_images(smal, prior, batch, QUICK)
     overlap, hits = scores(smal, out.refined, batch)
-    assert overlap.min() > 0.7
-    assert hits.min() > 0.8
+    assert overlap.min() > 0.75
+    assert hits.min() > 0.95
 
 
 def test_heading_is_that_of_the_keypoints(body, truth, batch):
