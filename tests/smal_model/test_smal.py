@@ -45,7 +45,7 @@ def smal(synthetic_body):
             "my_smpl_00781_4_all",
             "kintree_table",
             lambda a: a[0],
-            r"kintree_table in .* expected \(2, 35\)",
+            r"kintree_table in .* expected 2 dim",
         ),
         ("my_smpl_00781_4_all", "weights", lambda a: a[:-1], "weights in .* has shape"),
         ("my_smpl_data_00781_4_all", "cluster_cov", lambda a: a[:1], "cluster_cov in .* has shape"),
