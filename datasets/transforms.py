@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import torch
 
+from smal_model.joints import NUM_KEYPOINTS
 from util.camera import CROP
 
+FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -114,10 +116,10 @@ def move_keypoints(
         flip: mirrors left and right, after the turn.
 
     Returns:
-        (20, 3) row, column, visible (0 or 1). Joints that are not numbers become (0, 0, 0); visible
+        (20, 3) row, column, visible (0 or 1). Joints that are no place become (0, 0, 0); visible
         ones outside the crop keep their place outside.
     """
-    known = np.isfinite(joints).all(1)  # (20,)
+    known = np.isfinite(joints).all(1) & (np.abs(joints[:, :2]) < FAR).all(1)  # (20,)
     offset = np.where(known[:, None], joints[:, :2], center) - center  # (20, 2) x, y
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     if angle:
@@ -144,9 +146,9 @@ def to_image(network_input: torch.Tensor) -> np.ndarray:
 
 def make_crop(
     image: np.ndarray,
-    mask: np.ndarray,
-    joints: np.ndarray,
     box,
+    mask: np.ndarray | None = None,
+    joints: np.ndarray | None = None,
     img_res: int = CROP,
     augmentation: Augmentation = Augmentation(),
 ) -> dict:
@@ -154,9 +156,9 @@ def make_crop(
 
     Args:
         image: (H, W, 3) uint8, red green blue.
-        mask: (H, W) uint8, 0 or 1.
-        joints: (20, 3) x, y, visible, pixels of the image.
         box: (x, y, w, h), pixels of the image.
+        mask: (H, W) uint8, 0 or 1; None where it is not labelled.
+        joints: (20, 3) x, y, visible, pixels of the image; None where they are not labelled.
         img_res: side S of the network's input, pixels.
         augmentation: what is changed.
 
@@ -167,34 +169,39 @@ def make_crop(
     center, side = box_center_and_side(box)
     side = side * augmentation.scale
     low, high = crop_bounds(center, side)
-    angle = augmentation.angle
-    image_cut = cut(image, low, high, center, angle, fill=255).astype(np.float32)  # in [0, 255]
-    mask_cut = cut(mask.astype(np.float32), low, high, center, angle, fill=0)
-    if augmentation.flip:
-        image_cut = np.ascontiguousarray(image_cut[:, ::-1])
-        mask_cut = np.ascontiguousarray(mask_cut[:, ::-1])
+    angle, flip = augmentation.angle, augmentation.flip
 
-    crop = cv2.resize(image_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
+    def cut_out(plane: np.ndarray, fill: int) -> np.ndarray:
+        out = cut(plane, low, high, center, angle, fill).astype(np.float32)
+        return np.ascontiguousarray(out[:, ::-1]) if flip else out
+
+    def labels(plane: np.ndarray) -> np.ndarray:  # (H, W) to (224, 224)
+        return cv2.resize(cut_out(plane.astype(np.float32), 0), (CROP, CROP))
+
+    pixels = cut_out(image, 255)  # in [0, 255]
+    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
     # Saturated pixels count as outside the image, as in the published protocol; the gain comes
     # after this.
     red, green, blue = cv2.split(crop)
     border_mask = ((red < 1.0) & (green < 1.0) & (blue < 1.0)).astype(np.float32)
     if img_res != CROP:
-        shrinks = img_res < min(image_cut.shape[:2])
+        shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        crop = cv2.resize(image_cut, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
+        crop = cv2.resize(pixels, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
     if augmentation.gain is not None:
         crop = np.clip(crop * np.asarray(augmentation.gain, np.float32), 0, 1)
 
-    mask_crop = cv2.resize(mask_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
-    keypoints = move_keypoints(joints, center, side, angle, augmentation.flip)
+    has_mask, has_keypoints = mask is not None, joints is not None
+    mask_crop = labels(mask) if mask is not None else np.zeros((CROP, CROP), np.float32)
+    places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
+    keypoints = move_keypoints(places, center, side, angle, flip)
     return {
         "image": normalize(crop),
         "mask": torch.from_numpy(mask_crop),
-        "has_mask": torch.tensor(True),
+        "has_mask": torch.tensor(has_mask),
         "border_mask": torch.from_numpy(border_mask),
         "keypoints": torch.from_numpy(keypoints),
-        "has_keypoints": torch.tensor(True),
+        "has_keypoints": torch.tensor(has_keypoints),
         "center": torch.tensor(center, dtype=torch.float32),
         "scale": torch.tensor(side / 200, dtype=torch.float32),
     }

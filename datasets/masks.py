@@ -1,0 +1,51 @@
+"""Masks from COCO's compressed run lengths."""
+
+import numpy as np
+
+
+def run_lengths(counts: str) -> np.ndarray:
+    """Reads COCO's compressed run lengths.
+
+    A number is a group of characters that hold five bits each from "0" on, lowest first, a sixth
+    bit where the number goes on and the sign in the fifth bit of the last. From the fourth on,
+    numbers are differences to the number two places before.
+
+    Args:
+        counts: the text; columns of the mask, runs of 0 and 1 in turn.
+
+    Returns:
+        (N,) int64, lengths of the runs.
+
+    Raises:
+        ValueError: the text is empty, damaged or cut off.
+    """
+    if not counts or not all("0" <= c <= "o" for c in (min(counts), max(counts))):
+        raise ValueError("run lengths are damaged or cut off")
+    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(codes & 32 == 0)  # of each number
+    if len(last) == 0 or last[-1] != len(codes) - 1:
+        raise ValueError("run lengths are damaged or cut off")
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() > 6:
+        raise ValueError("run lengths are damaged: a number of more than 35 bits")
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    numbers = np.add.reduceat((codes & 31) << place, first)
+    numbers -= (codes[last] >> 4 & 1) << (place[last] + 5)  # the sign
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    if numbers.min() < 0:
+        raise ValueError("run lengths are damaged: a run of less than nothing")
+    return numbers
+
+
+def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
+    """A mask (height, width), uint8 0 or 1, from COCO's compressed run lengths.
+
+    Raises:
+        ValueError: the text is damaged, or its runs do not add up to height x width.
+    """
+    runs = run_lengths(counts)
+    if runs.sum() != height * width:
+        raise ValueError(f"runs add up to {runs.sum()} pixels, not {height} x {width}")
+    values = (np.arange(len(runs)) & 1).astype(np.uint8)
+    return np.repeat(values, runs).reshape(width, height).T
