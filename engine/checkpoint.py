@@ -23,7 +23,7 @@ from util.errors import InputError
 from .checkpoint_files import checksum, read_file
 
 LARGEST_OPTION = 4096  # of the network options that are numbers
-_KINDS = {
+_KINDS: dict[str, Any] = {
     "options": dict, "training": dict, "stage": int, "num_verts": int, "epoch": int, "step": int,
     "best_score": float, "log": list, "progress": dict, "skipped": int,
 }  # fmt: skip

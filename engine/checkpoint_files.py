@@ -79,7 +79,7 @@ def checksum(state_dict: dict[str, torch.Tensor]) -> str:
     for name in sorted(state_dict):
         values = state_dict[name].detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
 
 
