@@ -49,16 +49,17 @@ class Outcome:
     losses: list[str] = field(default_factory=list)
 
 
-def _start(command: list[str], output: Path) -> int:
+def start(command: list[str], output: Path) -> int:
     """Runs the training script in a child of this process, which has everything imported."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        with open(output, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        file = open(output, "w", buffering=1)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
         run_cli(main.main, command)
         status = 0
     except SystemExit as end:
@@ -164,7 +165,7 @@ def run(data: Path, out: Path, kills: int, seed: int = 0, options: list[str] = T
     command = ["--data_dir", str(data), *options, "--resume", "auto", "--output_dir"]
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    pid = _start([*command, str(out / "whole")], out / "whole.txt")
+    pid = start([*command, str(out / "whole")], out / "whole.txt")
     if os.waitpid(pid, 0)[1]:
         raise InputError(f"the undisturbed run failed: {(out / 'whole.txt').read_text()[-2000:]}")
     length = time.monotonic() - start
@@ -172,7 +173,7 @@ def run(data: Path, out: Path, kills: int, seed: int = 0, options: list[str] = T
         folder, step = out / f"run_{outcome.runs}", -1
         ended = False
         while not ended:
-            pid = _start([*command, str(folder)], out / "last.txt")
+            pid = start([*command, str(folder)], out / "last.txt")
             if outcome.kills < kills:
                 ended = not _wait_or_kill(pid, folder, rng.choice(MOMENTS), rng, length)
                 outcome.kills += not ended
