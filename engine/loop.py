@@ -55,6 +55,7 @@ def train_epoch(
     description: str = "epoch",
     on_step: Callable[[], None] = lambda: None,
     on_skip: Callable[[dict, dict], None] = lambda batch, values: None,
+    last: bool = True,
 ) -> dict[str, float]:
     """The rest of a pass over the training images, after `state.progress`.
 
@@ -67,12 +68,14 @@ def train_epoch(
         description: of the progress bar.
         on_step: called between two steps.
         on_skip: called with the batch and the values of a step that was skipped.
+        last: whether training ends with this epoch, so that it must not be skipped whole.
 
     Returns:
-        The mean of each weighted term and of their sum, `loss`, over the epoch.
+        The mean of each weighted term and of their sum, `loss`, over the epoch; empty where every
+        step was skipped.
 
     Raises:
-        InputError: no step, or none of ten in a row, was finite; or too many images failed.
+        InputError: none of ten steps in a row was finite, or too many images failed.
     """
     model, optimizer, done = state.model.train(), state.optimizer, state.progress
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -103,7 +106,7 @@ def train_epoch(
             statistics.restore()
             done.skipped, state.skipped = done.skipped + 1, state.skipped + 1
             on_skip(batch, values)
-            if state.skipped == MOST_SKIPPED or done.skipped == len(loader):
+            if state.skipped >= MOST_SKIPPED or (last and done.skipped == len(loader)):
                 advice = "the last checkpoint is from before; lower the learning rate, or look at "
                 advice += f"the images {', '.join(batch['name'])}"
                 count = f"in {state.skipped} steps in a row"
@@ -170,10 +173,11 @@ def fit(
                 stop.check()
 
             description = f"epoch {epoch + 1}/{epochs}"
-            hooks: dict = {"on_step": on_step, "on_skip": run.skipped}
+            last = epoch + 1 == epochs
+            hooks: dict = {"on_step": on_step, "on_skip": run.skipped, "last": last}
             terms = train_epoch(state, criterion, loader, description, **hooks)
             scores = None
-            if epoch + 1 == epochs or (epoch + 1) % interval == 0:
+            if terms and (last or (epoch + 1) % interval == 0):
                 scores = _validate(validate, stop, save)
             _finish_epoch(state, terms, scores, run, description, on_validation, start)
             stop.check()
