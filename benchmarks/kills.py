@@ -48,6 +48,12 @@ class Outcome:
     runs: int = 0
     losses: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills, {self.resumes} resumes, {self.starts} starts anew, "
+            f"{self.runs} runs, {len(self.losses)} losses"
+        )
+
 
 def start(command: list[str], output: Path) -> int:
     """Runs the training script in a child of this process, which has everything imported."""
@@ -190,6 +196,7 @@ def run(data: Path, out: Path, kills: int, seed: int = 0, options: list[str] = T
         outcome.losses += compare(out / "whole", folder)
         outcome.runs += 1
         shutil.rmtree(folder)
+        print(outcome, flush=True)
     return outcome
 
 
@@ -206,10 +213,6 @@ def cli(argv=None) -> int:
             make_data(data, num_images=20, seed=0, num_workers=1)
             StanfordExtra.split_path(data, "val").unlink()  # so few leave it empty
         found = run(data, Path(folder) / "runs", args.kills, args.seed)
-    print(
-        f"{found.kills} kills, {found.resumes} resumes, {found.starts} starts anew, "
-        f"{found.runs} runs, {len(found.losses)} losses"
-    )
     print("\n".join(found.losses))
     return bool(found.losses)
 
