@@ -124,7 +124,7 @@ def train_epoch(
 
 def _failures(failed: list[str]) -> str:
     shown = "; ".join(failed[:20]) + ("; ..." if len(failed) > 20 else "")
-    return f"{len(failed)} images could not be read and others stood in for them ({shown})"
+    return f"images that could not be read and were replaced: {len(failed)} ({shown})"
 
 
 def fit(
@@ -198,7 +198,7 @@ def _finish_epoch(state, terms, scores, run, description, on_validation, start):
     done, state.progress = state.progress, EpochProgress(state.progress.dataset_size)
     state.epoch += 1
     if done.failed:
-        run.line(f"{description}: {_failures(done.failed)}")
+        run.line(f"{_failures(done.failed)} in {description}")
     if done.skipped:
         terms = terms | {"skipped": done.skipped}
     run.scalars("train", terms, state.step)

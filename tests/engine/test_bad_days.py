@@ -115,13 +115,17 @@ def test_an_image_that_vanishes_is_replaced_counted_and_named(data, tmp_path, mo
     lost = _lose_images(monkeypatch, tmp_path / "data", 1)
     train(tmp_path / "data", tmp_path / "run", "--num_works", workers)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("1 images could not be read") == 2 and log.count(lost[0] + ":") == 2
+    assert (
+        log.count("could not be read and were replaced: 1 (") == 2 and log.count(lost[0] + ":") == 2
+    )
 
 
 def test_more_than_one_in_a_hundred_stop_the_run(data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
     lost = _lose_images(monkeypatch, tmp_path / "data", 2)
-    with pytest.raises(InputError, match="2 images could not be read.*more than 1 %") as stop:
+    with pytest.raises(
+        InputError, match="could not be read and were replaced: 2 .*more than 1 %"
+    ) as stop:
         train(tmp_path / "data", tmp_path / "run")
     assert all(name in str(stop.value) for name in lost)
 
