@@ -140,9 +140,16 @@ class TrainState:
         self.load_optimizer(checkpoint)
         try:
             set_random_state(content["random_state"], self.model.device)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as e:
             raise InputError(
-                f"the random state in {checkpoint.path} is damaged ({error}); take another file"
+                f"the random state in {checkpoint.path} is damaged ({e}); take another file"
             ) from None
         self.epoch, self.step = content["epoch"], content["step"]
         self.best_score = content.get("best_score", -math.inf)

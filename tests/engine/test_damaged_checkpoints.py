@@ -106,6 +106,7 @@ LIES = {
     "state": lambda c: c["optimizer"].update(state=[1, 2]),
     "random state": lambda c: c["random_state"].update(torch=torch.zeros(7, dtype=torch.uint8)),
     "Python's random state": lambda c: c["random_state"].update(python=(3, (1, 2), None)),
+    "negative random state": lambda c: c["random_state"].update(python=(3, (-1,) * 625, None)),
     "no random state": lambda c: c.pop("random_state"),
     "epoch": lambda c: c.update(epoch=-1),
     "no epoch": lambda c: c.pop("epoch"),
