@@ -137,14 +137,14 @@ def test_auto_takes_the_newest_whole_checkpoint(data, whole, tmp_path, capsys):
 def test_auto_refuses_what_changes_the_meaning_and_says_the_rest(data, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     before = (tmp_path / "run" / CHECKPOINT).read_bytes()
-    options = ["--seed", "5"], ["--batch_size", "3"], ["--dataset", "animal_pose"], ["--flip"]
+    options = ["--seed", "5"], ["--batch_size", "3"], ["--no_augment"], ["--flip"]
     for option in options:
         run = command(data, tmp_path / "run", "--resume", "auto", *option, epochs=3)
         fails(capsys, ["main.py", *run], "is of a run with other options", option[0])
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
     train(data, tmp_path / "run", "--resume", "auto", "--lr", "1e-3", "--w_kpts", "5", epochs=3)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "--lr 0.001 (was 0.0001), --w_kpts 5.0 (was 10.0)" in log
+    assert "--w_kpts 5.0 (was 10.0)" in log and "--lr 0.001 (was 0.0001)" in log
 
 
 def test_auto_refuses_a_run_of_another_stage(data, runs, tmp_path, capsys):
