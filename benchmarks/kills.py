@@ -170,11 +170,11 @@ def run(data: Path, out: Path, kills: int, seed: int = 0, options: list[str] = T
     rng, outcome = random.Random(seed), Outcome()
     command = ["--data_dir", str(data), *options, "--resume", "auto", "--output_dir"]
     out.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    began = time.monotonic()
     pid = start([*command, str(out / "whole")], out / "whole.txt")
     if os.waitpid(pid, 0)[1]:
         raise InputError(f"the undisturbed run failed: {(out / 'whole.txt').read_text()[-2000:]}")
-    length = time.monotonic() - start
+    length = time.monotonic() - began
     while outcome.kills < kills:
         folder, step = out / f"run_{outcome.runs}", -1
         ended = False

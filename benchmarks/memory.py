@@ -40,11 +40,11 @@ def family(pid: int) -> list[int]:
 
 
 def memory(pids: list[int]) -> float:
-    """MiB of their own that processes hold, shared pages counted in parts."""
+    """MiB in use by processes; pages that they share count for each, so that copying adds none."""
     total = 0
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += int(line.split()[1]) if line.startswith("Pss:") else 0
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            total += int(line.split()[1]) if line.startswith("VmRSS:") else 0
     return total / 1024
 
 
