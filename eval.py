@@ -7,10 +7,10 @@ python eval.py --output_dir logs/test --resume logs/stage3/checkpoint.pth.tar --
 """
 
 from engine import build
-from engine.checkpoint import load_checkpoint
 from engine.evaluate import evaluate
 from engine.loaders import make_loader
 from engine.options import eval_parser
+from engine.resume import find_checkpoint
 from report import tables
 from report.results import Results
 from util.errors import InputError, run_cli
@@ -26,7 +26,9 @@ def evaluate_checkpoint(args, split: str) -> None:
     if args.resume is None:
         raise InputError("--resume is missing: give the checkpoint to evaluate")
     device = build.prepare(args)
-    checkpoint = load_checkpoint(args.resume)
+    checkpoint = find_checkpoint(args)
+    if checkpoint is None:
+        raise InputError(f"--resume auto: {args.output_dir} holds no checkpoint to evaluate")
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
     model = build.load_network(config, build.param_dir(args), checkpoint).to(device)
     dataset, excluded = build.build_test_set(args, split, config.img_res, model.smal)
@@ -44,7 +46,7 @@ def evaluate_checkpoint(args, split: str) -> None:
     report = tables.summarize(scores) | {
         "dataset": args.dataset,
         "excluded": excluded,
-        "checkpoint": str(args.resume),
+        "checkpoint": str(checkpoint.path),
         "options": vars(args) | config.to_dict(),
     }
     tables.write_report(args.output_dir, report, scores)

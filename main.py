@@ -5,8 +5,8 @@ python main.py --batch_size 32 --output_dir logs/stage1 --gpu_ids 0
 
 import torch
 
-from engine import build
-from engine.checkpoint import TrainState, load_checkpoint
+from engine import build, resume
+from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion, LossWeights
@@ -23,7 +23,7 @@ def main(argv=None):
         return evaluate_checkpoint(args, "val")
     device = build.prepare(args)
 
-    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=False)
     model = build.build_training_model(args, config, checkpoint).to(device)
     if args.bf16 and build.has_bf16(device):
@@ -34,9 +34,9 @@ def main(argv=None):
     priors = build.build_priors(args, model.smal)
     criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    state = TrainState(model, optimizer, config, 1, build.training_options(args))
+    state = TrainState(model, optimizer, config, 1, resume.training_options(args), args.grad_clip)
 
-    with build.open_run(state, checkpoint, args, loaders) as run:
+    with resume.open_run(state, checkpoint, args, loaders) as run:
         preview = Preview(model, loaders.val.dataset, args.renderer)
         fit(
             state,

@@ -9,8 +9,8 @@ python main_meshgraph.py --output_dir logs/stage3 --nEpochs 200 --lr 1e-5 --loca
 
 import torch
 
-from engine import build
-from engine.checkpoint import TrainState, load_checkpoint
+from engine import build, resume
+from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion, LossWeights
@@ -27,8 +27,7 @@ def main(argv=None):
         return evaluate_checkpoint(args, "val")
     device = build.prepare(args)
 
-    source = args.resume or args.pretrained
-    checkpoint = load_checkpoint(source) if source else None
+    checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=True)
     model = build.build_training_model(args, config, checkpoint).to(device)
     if args.freezecoarse:
@@ -54,9 +53,11 @@ def main(argv=None):
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
     stage = 2 if args.freezecoarse else 3
-    state = TrainState(model, optimizer, config, stage, build.training_options(args))
+    state = TrainState(
+        model, optimizer, config, stage, resume.training_options(args), args.grad_clip
+    )
 
-    with build.open_run(state, checkpoint, args, loaders) as run:
+    with resume.open_run(state, checkpoint, args, loaders) as run:
         preview = Preview(model, loaders.val.dataset, args.renderer)
         fit(
             state,

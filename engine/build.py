@@ -1,11 +1,12 @@
 """Puts body, networks, priors and data together from the options. Paths and options end here."""
 
 import argparse
-import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -17,13 +18,12 @@ from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
-from util.errors import Finished, InputError
+from util.errors import InputError
 
-from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
+from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .fitting import REFINEMENT, fit_images
 from .loaders import make_loader
-from .options import STEERING, select_device
-from .run_folder import CHECKPOINT, RunFolder
+from .options import select_device
 
 
 def resolve_network(
@@ -147,6 +147,9 @@ def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both")
 def prepare(args: argparse.Namespace) -> torch.device:
     """Seeds, and refuses an unfit device, renderer or output folder before work starts."""
     torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)
+    torch.autograd.set_detect_anomaly(getattr(args, "detect_anomaly", False))
     device = select_device(args)
     check_output_dir(args.output_dir)
     if device.type == "cuda" or args.renderer != "auto":
@@ -222,78 +225,6 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
     load = args.batch_size, args.num_works, device
     return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
-
-
-def training_options(args: argparse.Namespace) -> dict:
-    """What steers learning, as a checkpoint stores it."""
-    options = {name: value for name, value in vars(args).items() if name in STEERING}
-    return options | {"data_dir": str(args.data_dir.resolve())}
-
-
-def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> list[str]:
-    """Continues the checkpoint's run where it is of this stage.
-
-    A file without optimiser state (model_best) is a start, not a run to resume.
-
-    Returns:
-        The options that differ from that run's, as `--name value (was other)`.
-    """
-    changed = {}
-    same = checkpoint is not None and checkpoint.stage == state.stage
-    state.resumed = bool(args.resume and checkpoint and checkpoint.resumable and same)
-    if checkpoint and (state.resumed or args.load_optimizer):
-        state.load_optimizer(checkpoint)
-    if checkpoint and state.resumed:
-        state.load_state_dict(checkpoint.content)
-        before = checkpoint.content.get("training", {})
-        for name, value in state.training.items():
-            if before.get(name, value) != value:
-                changed[name] = f"--{name} {value} (was {before[name]})"
-    if args.start_epoch is not None:
-        state.epoch = args.start_epoch
-    if not in_place(state, checkpoint, args) or "dataset" in changed or "data_dir" in changed:
-        state.best_score = -math.inf  # no epoch of this folder was scored on these images yet
-    return list(changed.values())
-
-
-def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> bool:
-    """Whether a run resumes in its own folder: else what that holds is moved aside."""
-    own = (args.output_dir / CHECKPOINT).resolve()
-    return state.resumed and checkpoint is not None and checkpoint.path.resolve() == own
-
-
-def open_run(
-    state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
-) -> RunFolder:
-    """The run's folder, opened, with a first line that says what runs.
-
-    Args:
-        state: of the run, not yet resumed.
-        checkpoint: from which it starts, or None.
-        args: of the script.
-        loaders: of the images.
-    """
-    changed = resume(state, checkpoint, args)
-    if state.epoch >= args.nEpochs:
-        raise Finished(
-            f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
-        )
-    make_output_dir(args.output_dir)
-    options, device = vars(args) | state.config.to_dict(), state.model.device
-    here = in_place(state, checkpoint, args)
-    run = RunFolder(args.output_dir, options, device, here, state.step)
-    sets: list = [loaders.train.dataset, loaders.val.dataset]
-    train, val = map(len, sets)
-    line = f"stage {state.stage} on {device}: {train} training and {val} validation images"
-    if loaders.excluded:
-        line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
-    if checkpoint:
-        verb = "resumes" if state.resumed else "starts from"
-        line += f"; {verb} {checkpoint.path}, epoch {state.epoch + 1}"
-    run.line(line)
-    if changed:
-        run.line(f"resumes with other options than it was started with: {', '.join(changed)}")
-    return run
 
 
 def check_output_dir(path: Path) -> None:

@@ -15,7 +15,7 @@ from util import metrics
 from util.camera import CROP
 from util.scores import MeshScores, Scores
 
-from .loaders import to_device
+from .loaders import explained_faults, to_device, without_failed
 
 
 def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> Scores:
@@ -66,6 +66,7 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
 
 
 @torch.no_grad()
+@explained_faults()
 def evaluate(
     model,
     loader: DataLoader,
@@ -86,7 +87,9 @@ def evaluate(
     device = model.device
     parts = []
     for batch in tqdm(loader, desc="evaluate", leave=False):
-        batch = to_device(batch, device)
+        batch = to_device(without_failed(batch), device)
+        if not batch["name"]:
+            continue
         out = model(batch["image"])
         if refine is not None:
             out.fitted = refine(batch, out).finest

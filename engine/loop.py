@@ -5,51 +5,126 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from util.errors import InputError
+from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
 
-from .checkpoint import TrainState, save_checkpoint
-from .loaders import set_epoch, to_device
+from .checkpoint import EpochProgress, TrainState
+from .loaders import explained_faults, set_epoch, to_device
 from .losses import Criterion
-from .run_folder import BEST, CHECKPOINT, RunFolder
+from .run_folder import RunFolder
+from .signals import Stop, deferred
 
 VALIDATION_STEPS = 50  # epochs of fewer steps share validation, checkpoint and images
+MOST_SKIPPED = 10  # steps in a row whose loss or gradient is not finite
+MOST_FAILED = 0.01  # fraction of the images that may fail under way; a single one always may
+
+
+class Statistics:
+    """Remembers the running statistics of batch norm, which a forward pass changes."""
+
+    def __init__(self, model: nn.Module):
+        self.groups: dict[torch.dtype, tuple[list, list]] = {}
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for values in module.buffers(recurse=False):
+                    own, kept = self.groups.setdefault(values.dtype, ([], []))
+                    own.append(values)
+                    kept.append(values.clone())
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keeps what they are."""
+        for own, kept in self.groups.values():
+            torch._foreach_copy_(kept, own)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Sets them to what was kept last."""
+        for own, kept in self.groups.values():
+            torch._foreach_copy_(own, kept)
 
 
 def train_epoch(
-    state: TrainState, criterion: Criterion, loader: DataLoader, description: str = "epoch"
+    state: TrainState,
+    criterion: Criterion,
+    loader: DataLoader,
+    description: str = "epoch",
+    on_step: Callable[[], None] = lambda: None,
+    on_skip: Callable[[dict, dict], None] = lambda batch, values: None,
+    last: bool = True,
 ) -> dict[str, float]:
-    """One pass over the training images; returns the mean of each weighted term and of their sum.
+    """The rest of a pass over the training images, after `state.progress`.
+
+    A step whose loss or gradient is not finite is skipped: it changes nothing.
+
+    Args:
+        state: of the run, updated in place.
+        criterion: the losses.
+        loader: of the training images, set to the epoch and to the first batch.
+        description: of the progress bar.
+        on_step: called between two steps.
+        on_skip: called with the batch and the values of a step that was skipped.
+        last: whether training ends with this epoch, so that it must not be skipped whole.
+
+    Returns:
+        The mean of each weighted term and of their sum, `loss`, over the epoch; empty where every
+        step was skipped.
 
     Raises:
-        InputError: the loss is not finite; the weights are not touched by it.
+        InputError: none of ten steps in a row was finite, or too many images failed.
     """
-    model, optimizer = state.model.train(), state.optimizer
-    device = model.device
-    sums: dict[str, float] = {}
-    images = 0
-    bar = tqdm(loader, desc=description, leave=False)
+    model, optimizer, done = state.model.train(), state.optimizer, state.progress
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    statistics = Statistics(model)
+    bar = tqdm(loader, description, leave=False, initial=done.steps, total=len(loader))
     for batch in bar:
-        batch = to_device(batch, device)
+        batch = to_device(batch, model.device)
+        statistics.remember()
         terms = criterion(model(batch["image"]), batch)
         loss = sum(terms.values())
-        numbers = torch.stack([*terms.values(), loss]).tolist()
-        values = dict(zip([*terms, "loss"], numbers, strict=True))
-        if not math.isfinite(values["loss"]):
-            advice = f"lower --lr, or look at the images {', '.join(batch['name'])}"
-            raise InputError(f"the loss is not finite ({values}); {advice}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        size = len(batch["image"])
-        images, state.step = images + size, state.step + 1
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * size
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        # the one wait for the device in a step
+        numbers = torch.stack([*terms.values(), loss, norm]).tolist()
+        values = dict(zip([*terms, "loss", "gradient"], numbers, strict=True))
+        state.step, done.steps = state.step + 1, done.steps + 1
+        if all(map(math.isfinite, numbers)):
+            if values.pop("gradient") > state.grad_clip:
+                nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, norm)
+            optimizer.step()
+            size = len(batch["image"])
+            done.images, state.skipped = done.images + size, 0
+            for name, value in values.items():
+                done.sums[name] = done.sums.get(name, 0.0) + value * size
+        else:
+            statistics.restore()
+            done.skipped, state.skipped = done.skipped + 1, state.skipped + 1
+            on_skip(batch, values)
+            if state.skipped >= MOST_SKIPPED or (last and done.skipped == len(loader)):
+                advice = "the last checkpoint is from before; lower the learning rate, or look at "
+                advice += f"the images {', '.join(batch['name'])}"
+                count = f"in {state.skipped} steps in a row"
+                raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
+        done.failed += filter(None, batch.get("failed", []))
+        if len(done.failed) > max(1, MOST_FAILED * done.dataset_size):
+            raise InputError(
+                f"{_failures(done.failed)}: more than 1 % of the images; see to the data, then "
+                "resume"
+            )
         bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-    return {name: value / images for name, value in sums.items()}
+        on_step()
+    return {name: value / done.images for name, value in done.sums.items()}
+
+
+def _failures(failed: list[str]) -> str:
+    shown = "; ".join(failed[:20]) + ("; ..." if len(failed) > 20 else "")
+    return f"images that could not be read and were replaced: {len(failed)} ({shown})"
 
 
 def fit(
@@ -61,45 +136,85 @@ def fit(
     epochs: int,
     on_validation: Callable[[TrainState], None] | None = None,
 ) -> None:
-    """Trains from state.epoch to `epochs`, logging, validating and saving each epoch.
+    """Trains from `state` to `epochs`, logging, validating and saving each epoch.
 
     Epochs of fewer than VALIDATION_STEPS steps are validated and saved once in that many steps, and
-    at the end.
+    at the end. SIGTERM and SIGINT save between two steps, or in validation, and leave.
 
     Args:
         state: of the run, updated in place.
         criterion: the losses.
         loader: of the training images.
         validate: scores of the model on the validation images.
-        run: folder of the run.
+        run: folder of the run, of this state.
         epochs: in all.
-        on_validation: called with the state after each checkpoint.
+        on_validation: called with the state before each checkpoint.
+
+    Raises:
+        Interrupted: by a signal; a checkpoint was saved.
     """
     interval = math.ceil(VALIDATION_STEPS / len(loader))  # epochs
-    for epoch in range(state.epoch, epochs):
-        start = time.monotonic()
-        set_epoch(loader, epoch)
-        terms = train_epoch(state, criterion, loader, f"epoch {epoch + 1}/{epochs}")
-        state.epoch = epoch + 1
-        run.scalars("train", terms, state.step)
-        line = f"epoch {epoch + 1}/{epochs}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
-        if epoch + 1 == epochs or (epoch + 1) % interval == 0:
-            line += _validate_and_save(state, validate(), run)
-            if on_validation is not None:
-                on_validation(state)
-        run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if state.progress.dataset_size != size:  # of other images: the epoch begins again
+        state.progress = EpochProgress(size)
+    with deferred() as stop, explained_faults():
+        for epoch in range(state.epoch, epochs):
+            start = time.monotonic() - state.progress.seconds
+            set_epoch(loader, epoch, state.progress.steps)
+
+            def save(start=start):
+                state.progress.seconds = time.monotonic() - start
+                run.save()
+
+            def on_step(save=save):
+                due = run.save_every and state.step % run.save_every == 0
+                if stop.signum is not None or (due and not state.skipped):
+                    save()
+                stop.check()
+
+            description = f"epoch {epoch + 1}/{epochs}"
+            last = epoch + 1 == epochs
+            hooks: dict = {"on_step": on_step, "on_skip": run.skipped, "last": last}
+            terms = train_epoch(state, criterion, loader, description, **hooks)
+            scores = None
+            if terms and (last or (epoch + 1) % interval == 0):
+                scores = _validate(validate, stop, save)
+            _finish_epoch(state, terms, scores, run, description, on_validation, start)
+            stop.check()
 
 
-def _validate_and_save(state: TrainState, scores: Scores, run: RunFolder) -> str:
-    """Logs the scores, saves the checkpoints; returns what the epoch's line says of it."""
-    means = {name: nanmean(values) for name, values in scores.columns().items()}
-    run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, state.step)
-    shown = [k for k in ("pck", "iou", "pck_refined", "iou_refined") if k in means]
-    line = "  |  val " + "  ".join(f"{k} {100 * means[k]:.1f}" for k in shown)
-    selection = scores.selection_score()
-    if selection > state.best_score:
-        state.best_score = selection
-        line += "  best"
-        save_checkpoint(run.folder / BEST, state.weights_dict())
-    save_checkpoint(run.folder / CHECKPOINT, state.state_dict())
-    return line
+def _validate(validate: Callable[[], Scores], stop: Stop, save: Callable[[], None]) -> Scores:
+    """Scores; a signal saves the state, in which all steps of the epoch are done."""
+    try:
+        with stop.at_once():
+            return validate()
+    except Interrupted:
+        save()
+        raise
+
+
+def _finish_epoch(state, terms, scores, run, description, on_validation, start):
+    """Logs an epoch and then, where it was validated, saves it, so that its line is never lost."""
+    done, state.progress = state.progress, EpochProgress(state.progress.dataset_size)
+    state.epoch += 1
+    if done.failed:
+        run.line(f"{_failures(done.failed)} in {description}")
+    if done.skipped:
+        terms = terms | {"skipped": done.skipped}
+    run.scalars("train", terms, state.step)
+    line = f"{description}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
+    if scores is not None:
+        means = {name: nanmean(values) for name, values in scores.columns().items()}
+        run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, state.step)
+        shown = [k for k in ("pck", "iou", "pck_refined", "iou_refined") if k in means]
+        line += "  |  val " + "  ".join(f"{k} {100 * means[k]:.1f}" for k in shown)
+        selection = float(scores.selection_score())
+        if selection > state.best_score:
+            state.best_score = selection
+            line += "  best"
+            run.save_best()
+        if on_validation is not None:
+            on_validation(state)
+    run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
+    if scores is not None:
+        run.save()

@@ -1,6 +1,7 @@
 """Command-line options of all scripts: one home for each name and default."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
-    "flip", "no_augment", "bf16", "freeze_bn", *WEIGHTS, *WEIGHTS_REFINED,
+    "flip", "no_augment", "bf16", "freeze_bn", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
+FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
+AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
 def _positive(text: str) -> int:
@@ -60,6 +63,10 @@ def _mix(text: str) -> str:
         known = f"expected of {', '.join(DATASETS)}"
         raise argparse.ArgumentTypeError(f"unknown data set {unknown[0]!r}, {known}")
     return text
+
+
+def _source(text: str) -> Path | str:
+    return text if text == AUTO else Path(text)
 
 
 def _gpu_ids(text: str) -> int:
@@ -112,9 +119,9 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     )
 
     files = parser.add_argument_group("checkpoints").add_argument
-    files(
-        "--resume", type=Path, metavar="FILE", help="checkpoint to resume, start from or evaluate"
-    )
+    help_text = "checkpoint or run folder to resume, start from or evaluate; auto: that of "
+    help_text += "--output_dir, or a new run where it holds none"
+    files("--resume", type=_source, metavar="FILE", help=help_text)
     files(
         "--save_results",
         action="store_true",
@@ -158,6 +165,12 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
         "with --resume of another stage: the optimiser's state too (resuming always takes it)"
     )
     add("--load_optimizer", action="store_true", help=help_text)
+    help_text = "steps between two checkpoints within an epoch (default: none)"
+    add("--save_every", type=_count, default=0, help=help_text)
+    help_text = "largest norm of the gradient (default: no limit)"
+    add("--grad_clip", type=_number, default=math.inf, help=help_text)
+    help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
+    add("--detect_anomaly", action="store_true", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     parser.set_defaults(refine=None)  # of eval.py
     add(
@@ -280,22 +293,24 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
         refined: whether a refiner is trained.
     """
     source, pretrained = args.resume, args.pretrained if refined else None
-    if source and pretrained:
+    if source and source != AUTO and pretrained:
         raise InputError(
             "--resume and --pretrained both name weights to start from; give one of them"
         )
-    source = source or pretrained
-    if args.evaluate and not source:
+    start = pretrained if source == AUTO else source or pretrained
+    if args.evaluate and not (source or start):
         raise InputError("--evaluate needs --resume: there is nothing to evaluate")
     if args.save_results and not args.evaluate:
         raise InputError("--save_results goes with --evaluate, or with eval.py")
     if args.load_optimizer and not args.resume:
         raise InputError("--load_optimizer needs --resume: there is no optimiser state to load")
-    if source and args.backbone_weights not in ("imagenet", "none"):
+    if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
-        raise InputError(f"{given}: the weights come from {source}; give one of the two")
+        raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if args.grad_clip == 0:
+        raise InputError("--grad_clip 0 leaves nothing to learn; give a number above 0")
     frozen = refined and args.freezecoarse
-    if frozen and not source:
+    if frozen and not (source or start):
         needed = "--freezecoarse needs --pretrained or --resume"
         raise InputError(f"{needed}: a coarse network with random weights would be frozen")
     weights = WEIGHTS + WEIGHTS_REFINED if refined else WEIGHTS
