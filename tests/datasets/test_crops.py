@@ -44,6 +44,7 @@ def test_a_sample_has_the_documented_fields(small_set):
         "mask_weight": ((224, 224), torch.float32),
         "area": ((), torch.float32),
         "border_mask": ((224, 224), torch.float32),
+        "inside": ((224, 224), torch.float32),
         "keypoints": ((20, 3), torch.float32),
         "has_keypoints": ((), torch.bool),
         "center": ((2,), torch.float32),

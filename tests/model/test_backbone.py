@@ -92,7 +92,8 @@ def test_light_backbones_train_resume_and_evaluate(data, tmp_path, name):
     checkpoint = ["--resume", str(tmp_path / "checkpoint.pth.tar")]
     main.main([*common, *options, "--nEpochs", "1"])
     main.main([*common, *checkpoint, "--nEpochs", "2"])
-    assert "resumes" in (tmp_path / "log.txt").read_text()
+    assert "epoch 2/2" in (tmp_path / "log.txt").read_text()
+    assert not list(tmp_path.glob("previous_*"))  # resumed in place
     eval_script.main([*common, *checkpoint])
     report = json.loads((tmp_path / "stanford_report.json").read_text())
     assert report["options"]["backbone"] == name and 0 <= report["pck"] <= 1

@@ -24,6 +24,7 @@ from report.overlays import (
     strip,
 )
 from util.camera import CROP, project, to_pixels
+from util.errors import InputError
 from util.images import normalize, write_png
 
 GREY = np.full((CROP, CROP, 3), 90, np.uint8)
@@ -215,5 +216,5 @@ def test_grid_and_file(tmp_path):
     write_png(tmp_path / "a.png", picture)  # replaces the first
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="cannot be written"):
         write_png(tmp_path / "a.png" / "b.png", picture)  # a file where a folder should be

@@ -144,21 +144,18 @@ def test_splits_divide_the_images(data):
 
 @pytest.mark.parametrize("name", ["stanford", "animal_pose"])
 def test_data_sets_open_and_pass_the_check(data, smal, name):
-    assert (
-        check.main(check.get_parser().parse_args(["--dataset", name, "--data_dir", str(data)])) == 0
-    )
-    dataset = build_dataset(name, data, "test", truth=True)
+    assert check.main(["--dataset", name, "--data_dir", str(data)]) == 0
+    dataset = build_dataset(name, data, "test", ground_truth=True)
     assert dataset.excluded == 0
     for i in range(len(dataset)):
         sample = dataset[i]
-        assert sample["truth_verts"].shape == (smal.num_verts, 3) and sample[
-            "truth_joints"
-        ].shape == (41, 3)
+        assert sample["gt_verts"].shape == (smal.num_verts, 3)
+        assert sample["gt_joints"].shape == (41, 3)
         assert sample["mask"].max() == 1 and sample["border_mask"].mean() > 0.3
         # The ground truth's own camera gives the labels of the crop, up to its place and size.
         labels = sample["keypoints"].numpy()
-        truth = np.load(dataset.truth_path(sample["index"]))
-        plane = project(sample["truth_joints"][None], torch.tensor([[float(truth["scale"])]]))[0]
+        truth = np.load(dataset.ground_truth_path(sample["index"]))
+        plane = project(sample["gt_joints"][None], torch.tensor([[float(truth["scale"])]]))[0]
         wanted = to_pixels(plane)[list(joints.KEYPOINT_JOINTS)].numpy()
         visible = labels[:, 2] > 0
         ours, theirs = (p[visible] - p[visible].mean(0) for p in (wanted, labels[:, :2]))
