@@ -38,7 +38,7 @@ $(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` resumes there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m datasets.synthetic --data_dir $(DATA)
+	$(PYTHON) -m synthetic --data_dir $(DATA)
 
 # Adam keeps its learning rate, so each phase resumes the one before with a lower one.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json

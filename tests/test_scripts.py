@@ -1,4 +1,4 @@
-"""The user's commands on made-up dogs: three stages, evaluation, resuming, and bad input."""
+"""The user's commands on synthetic dogs: three stages, evaluation, resuming, and bad input."""
 
 import csv
 import json
