@@ -61,6 +61,7 @@ def start(command: list[str], output: Path) -> int:
     if pid:
         return pid
     status = 1
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     try:
         file = open(output, "w", buffering=1)
         os.dup2(file.fileno(), 1)

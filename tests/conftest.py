@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
+# Before torch is imported. Some tests fork, which OpenMP's threads do not survive.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

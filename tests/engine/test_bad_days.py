@@ -137,16 +137,13 @@ def _signal_workers(number):
     return lambda _: [os.kill(child.pid, number) for child in multiprocessing.active_children()]
 
 
-@pytest.mark.parametrize("name, cause", [("SIGKILL", "ended"), ("SIGSTOP", "is stopped")])
-def test_a_killed_or_stopped_worker_ends_the_run_with_its_cause(
-    data, tmp_path, monkeypatch, name, cause
-):
+def test_a_killed_worker_ends_the_run_with_its_cause(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loaders, "TIMEOUT", 5)
-    at_step(monkeypatch, 6, _signal_workers(getattr(signal, name)))
+    at_step(monkeypatch, 6, _signal_workers(signal.SIGKILL))
     more = ["--num_works", "2", "--save_every", "5"]
     status, said = train_apart(data, tmp_path / "run", *more, epochs=30)
     assert status == 2 and "Traceback" not in said, said
-    assert "data-loader worker" in said.splitlines()[-1] and cause in said.splitlines()[-1]
+    assert "data-loader worker" in said.splitlines()[-1] and "ended" in said.splitlines()[-1]
     assert content(tmp_path / "run")["step"] == 5
 
 
