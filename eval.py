@@ -13,6 +13,7 @@ from engine.loaders import make_loader
 from engine.options import eval_parser
 from report import tables
 from report.overlays import save_results
+from util import distributed
 from util.errors import InputError, run_cli
 
 
@@ -47,7 +48,8 @@ def evaluate_checkpoint(args, split: str) -> None:
         "checkpoint": str(args.resume),
         "options": vars(args) | config.to_dict(),
     }
-    tables.write_report(args.output_dir, report, scores)
+    if distributed.is_main():
+        tables.write_report(args.output_dir, report, scores)
     print(f"{tables.format_report(report)}\nResults are in {args.output_dir}.")
 
 

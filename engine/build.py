@@ -12,17 +12,19 @@ import datasets
 import render
 from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, build_backbone
 from model.backbone import Backbone
+from model.batch_norm import synchronize_batch_norm
 from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
+from util import distributed
 from util.camera import CROP
 from util.errors import Finished, InputError
 
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
 from .loaders import make_loader
 from .options import STEERING, select_device
-from .run_folder import CHECKPOINT, RunFolder
+from .run_folder import CHECKPOINT, RunFolder, SilentRun
 
 
 def resolve_network(
@@ -120,13 +122,22 @@ def build_training_model(
         model = build_network(config, param_dir(args), backbone)
     if args.freeze_bn:
         model.freeze_batch_norm()
+    elif args.sync_bn and distributed.world_size() > 1:
+        synchronize_batch_norm(model)
     return model
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
-    """Seeds, and refuses an unfit device, renderer or output folder before work starts."""
+    """Seeds, and refuses an unfit device, renderer or output folder before work starts.
+
+    Raises:
+        Relaunch: --gpu_ids names several GPUs, and no launcher started a process for each.
+    """
     torch.manual_seed(args.seed)
+    distributed.start()
     device = select_device(args)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     check_output_dir(args.output_dir)
     nothing = (
         torch.zeros(0, 3, 3, device=device),
@@ -203,6 +214,10 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if not frozen and args.batch_size < 2:
         needs = "batch norm cannot learn from a single image"
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
+    share = (len(train) % args.batch_size or args.batch_size) // distributed.world_size()
+    if not frozen and not args.sync_bn and distributed.world_size() > 1 and share < 2:
+        few = "leaves a process fewer than two images of a batch to take batch norm from"
+        raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
     return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
 
@@ -247,7 +262,7 @@ def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Na
 
 def open_run(
     state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
-) -> RunFolder:
+) -> RunFolder | SilentRun:
     """The run's folder, opened, with a first line that says what runs.
 
     Args:
@@ -261,6 +276,9 @@ def open_run(
         raise Finished(
             f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
         )
+    distributed.barrier()  # all have read the checkpoint: the folder's files may now be moved
+    if not distributed.is_main():
+        return SilentRun(args.output_dir)
     make_output_dir(args.output_dir)
     options, device = vars(args) | state.config.to_dict(), state.model.device
     here = in_place(state, checkpoint, args)
@@ -268,6 +286,8 @@ def open_run(
     sets: list = [loaders.train.dataset, loaders.val.dataset]
     train, val = map(len, sets)
     line = f"stage {state.stage} on {device}: {train} training and {val} validation images"
+    if distributed.world_size() > 1:
+        line = f"{distributed.world_size()} processes, {line}"
     if loaders.excluded:
         line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
     if checkpoint:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from model import CoarseToFine, NetworkConfig, Networks
+from util import distributed
 from util.errors import InputError
 from util.files import atomic_write
 
@@ -184,6 +185,8 @@ def misfits(module: nn.Module, state_dict: dict) -> list[str]:
 
 
 def save_checkpoint(path, content: dict) -> None:
-    """Writes a checkpoint whole: a crash leaves the old file."""
+    """Writes a checkpoint whole: a crash leaves the old file. Of several processes, the first."""
+    if not distributed.is_main():
+        return
     with atomic_write(path) as temporary:
         torch.save(content, temporary)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import render
 from model.outputs import Estimate, Prediction
 from smal_model import SMAL
-from util import metrics
+from util import distributed, metrics
 from util.camera import CROP
 from util.scores import MeshScores, Scores
 
@@ -60,21 +60,23 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
 def evaluate(
     model, loader: DataLoader, renderer: str = "auto", on_batch: Callable | None = None
 ) -> Scores:
-    """Scores of a model, in evaluation mode, on all images of a loader.
+    """Scores of a model, in evaluation mode, on all images of a data set, in its order.
+
+    Several processes evaluate their loaders' batches and gather the scores of all.
 
     Args:
         model: CoarseModel or CoarseToFine.
-        loader: of a data set of `datasets`.
+        loader: of a data set of `datasets`, in its order.
         renderer: backend of `render`.
         on_batch: called with (batch, prediction, scores) of each batch.
     """
     model.eval()
     device = model.device
     parts = []
-    for batch in tqdm(loader, desc="evaluate", leave=False):
+    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not distributed.is_main()):
         batch = to_device(batch, device)
         out = model(batch["image"])
         parts.append(score(out, batch, model.smal, renderer))
         if on_batch is not None:
             on_batch(batch, out, parts[-1])
-    return Scores.joined(parts)
+    return Scores.joined(distributed.gather_interleaved(parts))

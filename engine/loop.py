@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from util import distributed
 from util.errors import InputError
 from util.scores import Scores, nanmean
 
@@ -19,10 +21,27 @@ from .run_folder import BEST, CHECKPOINT, RunFolder
 VALIDATION_STEPS = 50  # epochs of fewer steps share validation, checkpoint and images
 
 
+class Step(nn.Module):
+    """A batch to its weighted terms: networks and criterion as one, for several processes."""
+
+    def __init__(self, model, criterion: Criterion):
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        return self.criterion(self.model(batch["image"]), batch)
+
+
 def train_epoch(
-    state: TrainState, criterion: Criterion, loader: DataLoader, description: str = "epoch"
+    state: TrainState, step: nn.Module, loader: DataLoader, description: str = "epoch"
 ) -> dict[str, float]:
     """One pass over the training images; returns the mean of each weighted term and of their sum.
+
+    Args:
+        state: of the run, updated in place.
+        step: gives the terms of a batch (`Step`).
+        loader: of the training images.
+        description: of the progress bar.
 
     Raises:
         InputError: the loss is not finite; the weights are not touched by it.
@@ -31,10 +50,10 @@ def train_epoch(
     device = model.device
     sums: dict[str, float] = {}
     images = 0
-    bar = tqdm(loader, desc=description, leave=False)
+    bar = tqdm(loader, desc=description, leave=False, disable=not distributed.is_main())
     for batch in bar:
         batch = to_device(batch, device)
-        terms = criterion(model(batch["image"]), batch)
+        terms = step(batch)
         loss = sum(terms.values())
         numbers = torch.stack([*terms.values(), loss]).tolist()
         values = dict(zip([*terms, "loss"], numbers, strict=True))
@@ -44,7 +63,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        size = len(batch["image"])
+        size = int(distributed.total(torch.tensor(len(batch["image"]))))
         images, state.step = images + size, state.step + 1
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * size
@@ -76,16 +95,18 @@ def fit(
         on_validation: called with the state after each checkpoint.
     """
     interval = math.ceil(VALIDATION_STEPS / len(loader))  # epochs
+    step = distributed.data_parallel(Step(state.model, criterion))
     for epoch in range(state.epoch, epochs):
         start = time.monotonic()
         set_epoch(loader, epoch)
-        terms = train_epoch(state, criterion, loader, f"epoch {epoch + 1}/{epochs}")
+        terms = train_epoch(state, step, loader, f"epoch {epoch + 1}/{epochs}")
         state.epoch = epoch + 1
         run.scalars("train", terms, state.step)
         line = f"epoch {epoch + 1}/{epochs}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
         if epoch + 1 == epochs or (epoch + 1) % interval == 0:
+            distributed.copy_buffers(state.model)
             line += _validate_and_save(state, validate(), run)
-            if on_validation is not None:
+            if on_validation is not None and distributed.is_main():
                 on_validation(state)
         run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
 
