@@ -25,7 +25,7 @@ def main(argv=None):
 
     checkpoint = load_checkpoint(args.resume) if args.resume else None
     config = build.resolve_network(args, checkpoint, refined=False)
-    model = build.build_training_model(args, config, checkpoint).to(device)
+    model = build.build_training_model(args, config, checkpoint, device)
     if args.bf16 and build.has_bf16(device):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)

@@ -30,7 +30,7 @@ def main(argv=None):
     source = args.resume or args.pretrained
     checkpoint = load_checkpoint(source) if source else None
     config = build.resolve_network(args, checkpoint, refined=True)
-    model = build.build_training_model(args, config, checkpoint).to(device)
+    model = build.build_training_model(args, config, checkpoint, device)
     if args.freezecoarse:
         model.freeze_coarse()
     if args.bf16 and build.has_bf16(device):

@@ -109,9 +109,12 @@ def start_backbone(config: NetworkConfig, choice: str) -> Backbone:
 
 
 def build_training_model(
-    args: argparse.Namespace, config: NetworkConfig, checkpoint: Checkpoint | None
+    args: argparse.Namespace,
+    config: NetworkConfig,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
 ) -> Networks:
-    """The networks as training starts with them."""
+    """The networks as training starts with them, on `device`."""
     if args.prior_betas == "unity" and not config.betas_scale:
         prior = "--prior_betas unity is a prior over shape and log-scales"
         raise InputError(f"{prior}; it needs --betas_scale")
@@ -123,8 +126,8 @@ def build_training_model(
     if args.freeze_bn:
         model.freeze_batch_norm()
     elif args.sync_bn and distributed.world_size() > 1:
-        synchronize_batch_norm(model)
-    return model
+        synchronize_batch_norm(model, device)
+    return model.to(device)
 
 
 def prepare(args: argparse.Namespace) -> torch.device:

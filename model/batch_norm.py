@@ -17,7 +17,7 @@ class _Normalize(torch.autograd.Function):
         dims, values = [0, *range(2, x.ndim)], x.numel() // x.shape[1]
         own = weight.new_zeros(3, x.shape[1])  # mean, sum of squared deviations, count
         if values:
-            variance, own[0] = torch.var_mean(x.float(), dims, correction=0)
+            variance, own[0] = torch.var_mean(x.to(own.dtype), dims, correction=0)
             own[1], own[2] = variance * values, values
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own)
@@ -33,55 +33,66 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, *_):
         x, weight, mean, variance, count = ctx.saved_tensors
-        if len(x):  # as if mean and variance were constants
-            to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+        to_weight, to_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        if len(x):  # sums of (gradient times normalised x) and of the gradient, (C,) each
+            constants = weight, mean, variance, None, None, False, ctx.eps
+            _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, *constants, [False, True, True]
             )
-        else:
-            to_x, to_weight, to_bias = gradient, torch.zeros_like(mean), torch.zeros_like(mean)
-        sums = torch.stack([to_weight, to_bias])  # (2, C), of gradient times result, of gradient
+        sums = torch.stack([to_weight, to_bias]).double()
         dist.all_reduce(sums)
-        if len(x):  # what reaches x through mean and variance
-            shape = (-1, *[1] * (x.ndim - 2))
-            inverse = (variance + ctx.eps).rsqrt()
-            slope = weight * inverse.square() * sums[0] / count
-            level = weight * inverse * sums[1] / count - slope * mean
-            to_x = to_x - (slope.view(shape) * x + level.view(shape)).to(to_x.dtype)
-        return to_x, to_weight, to_bias, None
+        inverse = (variance.double() + ctx.eps).rsqrt()
+
+        def channels(values):  # (C,) to the shape that x is multiplied with
+            return values.to(mean.dtype).view(-1, *[1] * (x.ndim - 2))
+
+        to_x = (gradient - channels(sums[1] / count)).addcmul_(
+            x - channels(mean), channels(inverse * sums[0] / count), value=-1
+        )
+        return (to_x * channels(weight * inverse)).to(x.dtype), to_weight, to_bias, None
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's SyncBatchNorm, which runs on GPUs alone, and the same on a CPU.
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """nn.SyncBatchNorm on a CPU, for which PyTorch has none."""
 
-    Args:
-        norm: the batch norm that it replaces: it takes its parameters, buffers and names, and what
-            timm's layers do after it.
-    """
-
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
-        self.weight, self.bias = norm.weight, norm.bias
-        for name, value in norm.named_buffers(recurse=False):
-            self.register_buffer(name, value)
-        self.after = nn.Sequential(*norm.children())  # timm: drop and activation
-        self.train(norm.training)
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu" or not self.training:
-            return self.after(super().forward(x))
+        if not self.training:
+            constants = self.running_mean, self.running_var, self.weight, self.bias
+            return F.batch_norm(x, *constants, eps=self.eps)
         y, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            unbiased = variance * count / (count - 1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked.add_(1)
-        return self.after(y)
+        return y
 
 
-def synchronize_batch_norm(module: nn.Module) -> None:
-    """Replaces every batch norm inside by a SyncedBatchNorm; keys of the state dict stay."""
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Lets every batch norm inside take the images of all processes; state-dict keys stay.
+
+    Args:
+        module: changed in place.
+        device: on which it runs.
+    """
+    kind = CpuSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, SyncedBatchNorm(child))
+            setattr(module, name, _replaced(child, kind))
         else:
-            synchronize_batch_norm(child)
+            synchronize_batch_norm(child, device)
+
+
+def _replaced(norm, kind: type[nn.modules.batchnorm._BatchNorm]):
+    """Of another kind, with the parameters and buffers of `norm`."""
+    new = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device)
+    new.weight, new.bias = norm.weight, norm.bias
+    for name, value in norm.named_buffers(recurse=False):
+        setattr(new, name, value)
+    if after := list(norm.children()):  # timm's layers go on with drop-out and an activation
+        new.after = nn.Sequential(*after)
+        new.register_forward_hook(lambda module, _, y: module.after(y))
+    return new.train(norm.training)

@@ -160,6 +160,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(
-        module, broadcast_buffers=False, find_unused_parameters=True
-    )
+    ddp = nn.parallel.DistributedDataParallel
+    buffers = [name for name, _ in module.named_buffers()]  # constants, and copy_buffers' business
+    ddp._set_params_and_buffers_to_ignore_for_model(module, buffers)
+    return ddp(module, find_unused_parameters=True)
