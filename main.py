@@ -34,15 +34,23 @@ def main(argv=None):
     priors = build.build_priors(args, model.smal)
     criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    state = TrainState(model, optimizer, config, 1, build.training_options(args))
+    state = TrainState(
+        model,
+        optimizer,
+        config,
+        1,
+        build.training_options(args),
+        build.build_schedule(args, len(loaders.train)),
+        build.build_average(args, model),
+    )
 
     with build.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, loaders.val.dataset, args.renderer)
+        preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
             loaders.train,
-            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            validate=lambda: evaluate(state.scored, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

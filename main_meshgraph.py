@@ -54,15 +54,23 @@ def main(argv=None):
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
     stage = 2 if args.freezecoarse else 3
-    state = TrainState(model, optimizer, config, stage, build.training_options(args))
+    state = TrainState(
+        model,
+        optimizer,
+        config,
+        stage,
+        build.training_options(args),
+        build.build_schedule(args, len(loaders.train)),
+        build.build_average(args, model),
+    )
 
     with build.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, loaders.val.dataset, args.renderer)
+        preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
             loaders.train,
-            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            validate=lambda: evaluate(state.scored, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

@@ -24,6 +24,7 @@ from util.errors import Finished, InputError
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
 from .loaders import make_loader
 from .options import STEERING, select_device
+from .schedule import AveragedWeights, Schedule
 from .run_folder import CHECKPOINT, RunFolder, SilentRun
 
 
@@ -223,6 +224,17 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
         raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
     return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
+
+
+def build_schedule(args: argparse.Namespace, steps_per_epoch: int) -> Schedule:
+    """The learning rate's course over the run."""
+    total = args.nEpochs * steps_per_epoch
+    return Schedule(args.schedule, args.warmup, total, args.max_minutes)
+
+
+def build_average(args: argparse.Namespace, model: Networks) -> AveragedWeights | None:
+    """The average of the weights that --ema asks for."""
+    return AveragedWeights(model, args.ema) if args.ema else None
 
 
 def training_options(args: argparse.Namespace) -> dict:

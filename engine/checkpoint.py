@@ -2,7 +2,8 @@
 
 A file of ours is a dict: `state_dict` (weights), `options` (NetworkConfig), `stage` (1, 2, 3),
 `training` (what steers learning), `num_verts` (of the body), `epoch`, `step`, `best_score`, and, in
-`checkpoint.pth.tar` alone, `optimizer` and `random_state`. Published files hold `state_dict` under
+`checkpoint.pth.tar` alone, `optimizer` and `random_state`. With --ema, `state_dict` holds the
+averaged weights, which validation scores, and `learning_weights` those that go on learning. Published files hold `state_dict` under
 the prefix `module.` and no options.
 """
 
@@ -19,6 +20,8 @@ from model import CoarseToFine, NetworkConfig, Networks
 from util import distributed
 from util.errors import InputError
 from util.files import atomic_write
+
+from .schedule import AveragedWeights, Schedule
 
 _MULTIARRAY = np._core.multiarray
 # NumPy scalars occur in published files (scores); beyond them tensors and plain values alone.
@@ -70,6 +73,7 @@ class TrainState:
 
     model, optimizer: as they are.
     config: of the networks. stage: 1, 2 or 3. training: what steers learning, by option.
+    schedule: of the learning rate. average: of the weights, or None.
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
     """
 
@@ -78,15 +82,22 @@ class TrainState:
     config: NetworkConfig
     stage: int
     training: dict = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+    average: AveragedWeights | None = None
     epoch: int = 0
     step: int = 0
     best_score: float = -math.inf
     resumed: bool = False
 
+    @property
+    def scored(self) -> Networks:
+        """The networks that are evaluated: with averaged weights where there are some."""
+        return self.average.model if self.average else self.model
+
     def weights_dict(self) -> dict:
         """The content of `model_best.pth.tar`."""
         return {
-            "state_dict": self.model.state_dict(),
+            "state_dict": self.scored.state_dict(),
             "options": self.config.to_dict(),
             "stage": self.stage,
             "training": self.training,
@@ -99,10 +110,14 @@ class TrainState:
     def state_dict(self) -> dict:
         """The content of `checkpoint.pth.tar`."""
         state = {"optimizer": self.optimizer.state_dict(), "random_state": torch.get_rng_state()}
+        if self.average:
+            state["learning_weights"] = self.model.state_dict()
         return self.weights_dict() | state
 
     def load_state_dict(self, content: dict) -> None:
-        """Continues where a run of this stage stood; the weights are loaded with the model."""
+        """Continues where a run of this stage stood; averaged weights came with the model."""
+        if "learning_weights" in content:
+            self.model.load_state_dict(content["learning_weights"])
         torch.set_rng_state(content["random_state"])
         self.epoch, self.step = content["epoch"], content["step"]
         self.best_score = content.get("best_score", -math.inf)

@@ -49,9 +49,17 @@ def train_epoch(
     model, optimizer = state.model.train(), state.optimizer
     device = model.device
     sums: dict[str, float] = {}
+    schedule = state.schedule
     images = 0
     bar = tqdm(loader, desc=description, leave=False, disable=not distributed.is_main())
     for batch in bar:
+        # the first process' clock counts
+        own = [len(batch["image"]), schedule.elapsed() if distributed.is_main() else 0.0]
+        size, elapsed = distributed.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        if elapsed >= 1 and images:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * schedule.factor(state.step, elapsed)
         batch = to_device(batch, device)
         terms = step(batch)
         loss = sum(terms.values())
@@ -63,8 +71,9 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        size = int(distributed.total(torch.tensor(len(batch["image"]))))
         images, state.step = images + size, state.step + 1
+        if state.average:
+            state.average.update(state.model, state.step)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * size
         bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
@@ -101,14 +110,24 @@ def fit(
         set_epoch(loader, epoch)
         terms = train_epoch(state, step, loader, f"epoch {epoch + 1}/{epochs}")
         state.epoch = epoch + 1
+        over = schedule_is_over(state)
         run.scalars("train", terms, state.step)
         line = f"epoch {epoch + 1}/{epochs}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
-        if epoch + 1 == epochs or (epoch + 1) % interval == 0:
-            distributed.copy_buffers(state.model)
+        if over or epoch + 1 == epochs or (epoch + 1) % interval == 0:
+            distributed.copy_buffers(state.scored)
             line += _validate_and_save(state, validate(), run)
             if on_validation is not None and distributed.is_main():
                 on_validation(state)
         run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
+        if over:
+            run.line(f"ended after {state.schedule.max_minutes:g} minutes (--max_minutes)")
+            break
+
+
+def schedule_is_over(state: TrainState) -> bool:
+    """Whether the time of the run is up, by the first process' clock."""
+    own = float(distributed.is_main() and state.schedule.elapsed() >= 1)
+    return bool(distributed.total(torch.tensor(own)))
 
 
 def _validate_and_save(state: TrainState, scores: Scores, run: RunFolder) -> str:

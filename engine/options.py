@@ -13,13 +13,14 @@ from util import distributed
 from util.errors import InputError
 
 from .losses import LossWeights
+from .schedule import SCHEDULES
 
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
 WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
     "dataset", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
-    "no_augment", "bf16", "freeze_bn", "sync_bn", *WEIGHTS, *WEIGHTS_REFINED,
+    "no_augment", "bf16", "freeze_bn", "sync_bn", "schedule", "warmup", "ema", *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 
 
@@ -38,6 +39,20 @@ def _number(text) -> float:
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more, below 1")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value:g}: expected more than 0")
     return value
 
 
@@ -137,6 +152,13 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
         "with --resume of another stage: the optimiser's state too (resuming always takes it)"
     )
     add("--load_optimizer", action="store_true", help=help_text)
+    help_text = f"learning rate over all epochs: as it is, two drops to a tenth, or to 0 {shown}"
+    add("--schedule", choices=SCHEDULES, default="constant", help=help_text)
+    add("--warmup", type=_count, default=0, help=f"steps in which the rate rises {shown}")
+    help_text = "average the weights with this decay (0.999, say) and evaluate these"
+    add("--ema", type=_fraction, default=0.0, metavar="DECAY", help=help_text)
+    help_text = "end after this time, the schedule stretched to it"
+    add("--max_minutes", type=_minutes, help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     add(
         "--bf16",

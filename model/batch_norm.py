@@ -1,4 +1,4 @@
-"""Batch norm with the statistics of all processes' images, on GPUs and on CPUs."""
+"""Batch norm over the images of all processes, on GPUs (PyTorch's) and on CPUs (here)."""
 
 import torch
 import torch.distributed as dist
@@ -6,50 +6,53 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class _Normalize(torch.autograd.Function):
-    """Batch norm of x (B, C, ...) with the mean and variance over all processes, B = 0 included.
+def _per_channel(x: torch.Tensor) -> torch.Tensor:
+    """Sums (C,) of x (B, C, ...) in float64."""
+    return x.sum([0, *range(2, x.ndim)], dtype=torch.float64)
 
-    Returns the result, the mean, the biased variance (C,) each, and the number of values a channel.
+
+class _Normalize(torch.autograd.Function):
+    """Batch norm of x (B, C, ...) with mean and variance over all processes, B = 0 included.
+
+    Sums are float64, and rounded where PyTorch's own batch norm rounds: for contiguous x the result
+    is that of one process to the last bit, so that no ReLU behind it switches.
+
+    Returns the result, and (C,) each the mean, the unbiased variance.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        dims, values = [0, *range(2, x.ndim)], x.numel() // x.shape[1]
-        own = weight.new_zeros(3, x.shape[1])  # mean, sum of squared deviations, count
-        if values:
-            variance, own[0] = torch.var_mean(x.to(own.dtype), dims, correction=0)
-            own[1], own[2] = variance * values, values
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own)
-        means, squares, counts = torch.stack(parts, 1)  # (processes, C) each
-        count = counts.sum(0)  # (C,), the same number
-        mean = (means * counts).sum(0) / count
-        variance = (squares + counts * (means - mean).square()).sum(0) / count
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance, count)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+        kind, shape = weight.dtype, (-1, *[1] * (x.ndim - 2))
+        count = weight.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        sums = torch.cat([_per_channel(x), count])
+        dist.all_reduce(sums)
+        count = float(sums[-1])
+        mean = (sums[:-1] / count).to(kind)
+        squares = _per_channel((x.to(kind) - mean.view(shape)).square())
+        dist.all_reduce(squares)
+        squares = squares.to(kind)
+        inverse = ((squares / count).double() + eps).rsqrt().to(kind)
+        slope = inverse * weight
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.count = count
+        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        y = F.batch_norm(x, zero, one, slope, bias - mean * slope, eps=0.0)  # slope x + the rest
+        variance = squares / (count - 1)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
 
     @staticmethod
     def backward(ctx, gradient, *_):
-        x, weight, mean, variance, count = ctx.saved_tensors
-        to_weight, to_bias = torch.zeros_like(mean), torch.zeros_like(mean)
-        if len(x):  # sums of (gradient times normalised x) and of the gradient, (C,) each
-            constants = weight, mean, variance, None, None, False, ctx.eps
-            _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-                gradient, x, *constants, [False, True, True]
-            )
-        sums = torch.stack([to_weight, to_bias]).double()
+        x, weight, mean, inverse = ctx.saved_tensors
+        shape = (-1, *[1] * (x.ndim - 2))
+        centred = x.to(mean.dtype) - mean.view(shape)
+        sums = torch.stack([_per_channel(gradient * centred), _per_channel(gradient)])
+        to_weight, to_bias = (sums[0] * inverse).to(mean.dtype), sums[1].to(mean.dtype, copy=True)
         dist.all_reduce(sums)
-        inverse = (variance.double() + ctx.eps).rsqrt()
-
-        def channels(values):  # (C,) to the shape that x is multiplied with
-            return values.to(mean.dtype).view(-1, *[1] * (x.ndim - 2))
-
-        to_x = (gradient - channels(sums[1] / count)).addcmul_(
-            x - channels(mean), channels(inverse * sums[0] / count), value=-1
-        )
-        return (to_x * channels(weight * inverse)).to(x.dtype), to_weight, to_bias, None
+        fall = (sums[0] * inverse.double().square() / ctx.count).to(mean.dtype)
+        level = (sums[1] / ctx.count).to(mean.dtype)
+        to_x = gradient - level.view(shape) - centred * fall.view(shape)
+        return (to_x * (inverse * weight).view(shape)).to(x.dtype), to_weight, to_bias, None
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -63,10 +66,10 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             constants = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(x, *constants, eps=self.eps)
-        y, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        y, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
             self.num_batches_tracked.add_(1)
         return y
 
