@@ -5,6 +5,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from util import distributed
+
 
 def _per_channel(x: torch.Tensor) -> torch.Tensor:
     """Sums (C,) of x (B, C, ...) in float64."""
@@ -49,23 +51,31 @@ class _Normalize(torch.autograd.Function):
         sums = torch.stack([_per_channel(gradient * centred), _per_channel(gradient)])
         to_weight, to_bias = (sums[0] * inverse).to(mean.dtype), sums[1].to(mean.dtype, copy=True)
         dist.all_reduce(sums)
-        fall = (sums[0] * inverse.double().square() / ctx.count).to(mean.dtype)
+        fall = sums[0].to(mean.dtype) * inverse * inverse / ctx.count
         level = (sums[1] / ctx.count).to(mean.dtype)
         to_x = gradient - level.view(shape) - centred * fall.view(shape)
-        return (to_x * (inverse * weight).view(shape)).to(x.dtype), to_weight, to_bias, None
+        to_x = to_x * inverse.view(shape) * weight.view(shape)
+        return to_x.to(x.dtype), to_weight, to_bias, None
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """nn.SyncBatchNorm on a CPU, for which PyTorch has none."""
+    """nn.SyncBatchNorm on a CPU, for which PyTorch has none; of (B, C) and (B, C, H, W)."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
 
+    def _check_input_dim(self, x):
+        pass
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
-            constants = self.running_mean, self.running_var, self.weight, self.bias
-            return F.batch_norm(x, *constants, eps=self.eps)
+            return super().forward(x)
+        if x.ndim == 2:  # (B, C), few numbers: all are gathered, as `interleaved` dealt them out
+            whole = x.new_zeros(int(distributed.total(torch.tensor(len(x)))), x.shape[1])
+            own = slice(distributed.rank(), None, distributed.world_size())
+            whole[own] = x
+            return super().forward(distributed.total(whole))[own]
         y, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
