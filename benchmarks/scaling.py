@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from engine import build
-from engine.losses import Criterion, LossWeights
 from engine.loop import Step
+from engine.losses import Criterion, LossWeights
 from model import NetworkConfig, RefinerConfig, build_backbone
 from model.batch_norm import synchronize_batch_norm
 from smal_model.priors import pose_prior, shape_prior

@@ -24,8 +24,8 @@ from util.errors import Finished, InputError
 from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
 from .loaders import make_loader
 from .options import STEERING, select_device
-from .schedule import AveragedWeights, Schedule
 from .run_folder import CHECKPOINT, RunFolder, SilentRun
+from .schedule import AveragedWeights, Schedule
 
 
 def resolve_network(

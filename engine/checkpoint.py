@@ -2,9 +2,9 @@
 
 A file of ours is a dict: `state_dict` (weights), `options` (NetworkConfig), `stage` (1, 2, 3),
 `training` (what steers learning), `num_verts` (of the body), `epoch`, `step`, `best_score`, and, in
-`checkpoint.pth.tar` alone, `optimizer` and `random_state`. With --ema, `state_dict` holds the
-averaged weights, which validation scores, and `learning_weights` those that go on learning. Published files hold `state_dict` under
-the prefix `module.` and no options.
+`checkpoint.pth.tar` alone, `optimizer` and `random_state`. Where weights are averaged, `state_dict`
+holds the average, which validation scores, and `learning_weights` those that learn. Published files
+hold `state_dict` under the prefix `module.` and no options.
 """
 
 import math

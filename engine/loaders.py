@@ -14,7 +14,8 @@ from util import distributed
 class EpochBatches(Sampler):
     """Batches of positions, shuffled by (seed, epoch) alone; of several processes, one's part.
 
-    All have as many batches, and no image twice; of a small last batch some may have none. One image left over joins the batch before it: batch norm cannot learn from a single image.
+    All have as many batches, and no image twice; of a small last batch some may have none. One
+    image left over joins the batch before it: batch norm cannot learn from a single image.
 
     Args:
         num_images: in the data set.

@@ -20,7 +20,8 @@ WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
     "dataset", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
-    "no_augment", "bf16", "freeze_bn", "sync_bn", "schedule", "warmup", "ema", *WEIGHTS, *WEIGHTS_REFINED,
+    "no_augment", "bf16", "freeze_bn", "sync_bn", "schedule", "warmup", "ema",
+    *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 
 

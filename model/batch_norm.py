@@ -64,6 +64,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
+    momentum: float
 
     def _check_input_dim(self, x):
         pass

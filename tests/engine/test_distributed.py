@@ -13,8 +13,11 @@ import time
 import pytest
 import torch
 
+from engine.options import select_device, stage1_parser
 from tests.commands import SMALL
 from tests.conftest import ROOT
+from util import distributed
+from util.errors import InputError
 
 STAGE3 = "--lr 1e-5 --local_feat --w_arap 10000 --w_dice 1000 --w_dice_refine 100"
 STAGE3 += " --w_pose_limit_prior 5000"
@@ -134,3 +137,21 @@ def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pyt
     log = (tmp_path / "log.txt").read_text()
     assert "epoch 1/1" in log and "epoch 2/2" in log and "resumes" in log
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["step"] == 6
+
+
+def test_several_gpus_start_a_process_each(monkeypatch):
+    """Without GPUs here, as far as the choice of device: alone, and as the process of one of two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    args = stage1_parser().parse_args(["--gpu_ids", "1,3"])
+    with pytest.raises(distributed.Relaunch) as launch:
+        select_device(args)
+    assert launch.value.processes == 2
+    for name, value in (("MASTER_ADDR", "localhost"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    for local, gpu in (("0", 1), ("1", 3)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert select_device(args) == torch.device("cuda", gpu)
+    assert select_device(stage1_parser().parse_args([])) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="2 processes were started"):
+        select_device(stage1_parser().parse_args(["--gpu_ids", "0,1,2"]))
