@@ -140,7 +140,7 @@ def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pyt
 
 
 def test_several_gpus_start_a_process_each(monkeypatch):
-    """Without GPUs here, as far as the choice of device: alone, and as the process of one of two."""
+    """As far as the choice of device: alone, and as the processes of two."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     args = stage1_parser().parse_args(["--gpu_ids", "1,3"])
