@@ -5,8 +5,8 @@ python main.py --batch_size 32 --output_dir logs/stage1 --gpu_ids 0
 
 import torch
 
-from engine import build
-from engine.checkpoint import TrainState, load_checkpoint
+from engine import build, resume
+from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion, LossWeights
@@ -23,7 +23,7 @@ def main(argv=None):
         return evaluate_checkpoint(args, "val")
     device = build.prepare(args)
 
-    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=False)
     model = build.build_training_model(args, config, checkpoint, device)
     if args.bf16 and build.has_bf16(device):
@@ -39,12 +39,13 @@ def main(argv=None):
         optimizer,
         config,
         1,
-        build.training_options(args),
+        resume.training_options(args),
+        args.grad_clip,
         build.build_schedule(args, len(loaders.train)),
         build.build_average(args, model),
     )
 
-    with build.open_run(state, checkpoint, args, loaders) as run:
+    with resume.open_run(state, checkpoint, args, loaders) as run:
         preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,

@@ -9,8 +9,8 @@ python main_meshgraph.py --output_dir logs/stage3 --nEpochs 200 --lr 1e-5 --loca
 
 import torch
 
-from engine import build
-from engine.checkpoint import TrainState, load_checkpoint
+from engine import build, resume
+from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion, LossWeights
@@ -27,8 +27,7 @@ def main(argv=None):
         return evaluate_checkpoint(args, "val")
     device = build.prepare(args)
 
-    source = args.resume or args.pretrained
-    checkpoint = load_checkpoint(source) if source else None
+    checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=True)
     model = build.build_training_model(args, config, checkpoint, device)
     if args.freezecoarse:
@@ -59,12 +58,13 @@ def main(argv=None):
         optimizer,
         config,
         stage,
-        build.training_options(args),
+        resume.training_options(args),
+        args.grad_clip,
         build.build_schedule(args, len(loaders.train)),
         build.build_average(args, model),
     )
 
-    with build.open_run(state, checkpoint, args, loaders) as run:
+    with resume.open_run(state, checkpoint, args, loaders) as run:
         preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,

@@ -31,8 +31,7 @@ from render import torch_reference as reference
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA, BLUR_RADIUS = 1e-4, 9.21024e-4
-LANES = 16  # of the CPU kernels: pixels computed together
-OPERATIONS = {"forward": 72, "backward": 108}  # a pair, arithmetic and comparisons, by numba_cpu.py
+OPERATIONS = {"forward": 78, "backward": 107}  # a pair, arithmetic and comparisons, by numba_cpu.py
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,8 +64,7 @@ def main(args: argparse.Namespace) -> None:
     for size, count in pairs.items():
         print(
             f"{size} pixels, one image: {count['reached']:,} face-pixel pairs within the blur "
-            f"({count['boxes']:,} in faces' boxes, {count['computed']:,} in blocks of {LANES}), "
-            f"up to {count['most']} faces at a pixel."
+            f"({count['boxes']:,} in faces' boxes), up to {count['most']} faces at a pixel."
         )
     print("Operations a pair:", *(f"{count} {name}" for name, count in OPERATIONS.items()), "\n")
     if fast == "numba":
@@ -146,7 +144,7 @@ def bodies(batch: int, size: int, device: str = "cpu") -> tuple[torch.Tensor, to
 
 
 def count_pairs(verts: torch.Tensor, faces: torch.Tensor, size: int) -> dict:
-    """Face-pixel pairs of one image: within the blur, in boxes, in blocks; the most at a pixel."""
+    """Face-pixel pairs of one image: within the blur, in boxes; the most at a pixel."""
     mesh, square = verts[0], (size, size)
     _, _, height, width = reference.pixel_box(mesh[faces], square, BLUR_RADIUS**0.5)
     at_pixel = torch.zeros(size * size, dtype=torch.int64)
@@ -160,7 +158,6 @@ def count_pairs(verts: torch.Tensor, faces: torch.Tensor, size: int) -> dict:
         "faces": len(faces),
         "reached": int(at_pixel.sum()),
         "boxes": int((height * width).sum()),
-        "computed": int((height * ((width + LANES - 1) // LANES) * LANES).sum()),
         "most": int(at_pixel.max()),
     }
 

@@ -1,22 +1,43 @@
-"""Photographs with labels, as torch data sets with one sample (see `StanfordExtra`)."""
+"""Photographs with labels, as torch data sets with one sample (see `LabelledImages`)."""
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-from torch.utils.data import Subset
 
 from util.errors import InputError
 
 from .animal_pose import AnimalPose
-from .stanford import StanfordExtra
+from .dog_pose import DogPose
+from .labelled import LabelledImages
+from .mixed import Mixed, parse_mix
+from .oxford_pet import OxfordPet
+from .stanford import StanfordExtra, Synthetic
 
-DATASETS = {"stanford": StanfordExtra, "animal_pose": AnimalPose}
+DATASETS: dict[str, type[LabelledImages]] = {
+    "stanford": StanfordExtra,
+    "animal_pose": AnimalPose,
+    "dog_pose": DogPose,
+    "oxford_pet": OxfordPet,
+    "synthetic": Synthetic,
+}
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "LabelledImages",
+    "Mixed",
+    "TrainingSets",
+    "build_dataset",
+    "dataset_class",
+    "has_split",
+    "mixed_training_set",
+    "parse_mix",
+    "train_val",
+]
 SPLITS = ("train", "val", "test")
 HELD_OUT = 10  # without a validation split, one in this many training images validates
 
 
-def dataset_class(name: str, split: str = "test") -> type[StanfordExtra]:
+def dataset_class(name: str, split: str = "test") -> type[LabelledImages]:
     """The class of a data set; ValueError where the name or the split is not known."""
     if name not in DATASETS:
         raise ValueError(f"name is '{name}', expected one of {', '.join(DATASETS)}")
@@ -25,14 +46,14 @@ def dataset_class(name: str, split: str = "test") -> type[StanfordExtra]:
     return DATASETS[name]
 
 
-def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> StanfordExtra:
+def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
         name: a key of `DATASETS`.
         data_dir: folder that holds the data set's folder.
         split: one of `SPLITS`.
-        options: img_res, augment, flip, ground_truth and seed of `StanfordExtra`.
+        options: img_res, augment, flip, ground_truth and seed of `LabelledImages`.
 
     Raises:
         InputError: a file is missing or not as published, or no image of the split can be used.
@@ -41,24 +62,15 @@ def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> Sta
 
 
 def has_split(name: str, data_dir: str | Path, split: str) -> bool:
-    """Whether the data set in `data_dir` has a file of indices for the split."""
-    return dataset_class(name, split).split_path(data_dir, split).is_file()
-
-
-class Part(Subset):
-    """Some images of a data set; epochs reach the whole."""
-
-    dataset: StanfordExtra
-
-    def set_epoch(self, epoch: int) -> None:
-        self.dataset.set_epoch(epoch)
+    """Whether the data set in `data_dir` has the split."""
+    return dataset_class(name, split).has_split(data_dir, split)
 
 
 class TrainingSets(NamedTuple):
     """What `train_val` opens."""
 
-    train: StanfordExtra | Part | None
-    val: StanfordExtra | Part
+    train: LabelledImages | None
+    val: LabelledImages
     excluded: int  # unusable images left out, of both
     held_out: bool  # whether the validation images are taken from the training split
 
@@ -73,7 +85,7 @@ def train_val(
 ) -> TrainingSets:
     """Opens the training set and the validation set.
 
-    Where the data set has no validation split, every tenth training image validates.
+    Where a data set has no validation split, every tenth training image is kept for validation.
 
     Args:
         name, data_dir, options: see `build_dataset`.
@@ -92,8 +104,22 @@ def train_val(
             f"{train.root} has no validation split and only {len(train)} usable training images to "
             "take one from, expected at least 3: add images or a validation split"
         )
-    plain = copy.copy(train)
-    plain.augment = plain.flip = False
     held_out = range(0, len(train), HELD_OUT)
-    rest = [i for i in range(len(train)) if i not in held_out]
-    return TrainingSets(Part(train, rest), Part(plain, held_out), train.excluded, held_out=True)
+    val = train.part(held_out, changed=False)
+    rest = train.part([i for i in range(len(train)) if i not in held_out])
+    return TrainingSets(rest, val, train.excluded, held_out=True)
+
+
+def mixed_training_set(weights: Mapping[str, float], data_dir: str | Path, **options) -> Mixed:
+    """Opens the training images of several data sets as one; those kept for validation stay out.
+
+    Args:
+        weights: by name of the data set, see `parse_mix`.
+        data_dir, options: see `train_val`.
+    """
+    sets = {}
+    for name in weights:
+        train = train_val(name, data_dir, **options).train
+        assert train is not None
+        sets[name] = train
+    return Mixed(sets, weights, options.get("seed", 0))

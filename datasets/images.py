@@ -1,38 +1,122 @@
-"""Reading image files."""
+"""Reading image files: size from the header first, then every pixel or a named fault."""
 
+import hashlib
+import io
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from util.errors import InputError
 
+try:
+    import simplejpeg  # as Pillow, but says where the data is damaged
+except ImportError:
+    simplejpeg = None
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads an image as stored: an orientation tag turns nothing.
+MOST_PIXELS = 2**26  # of an image, 8192 x 8192: more is refused before anything is decoded
+MOST_BYTES = 2**28  # of an image file
+LARGE = 2**23  # pixels
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)  # Pillow's
+HARMLESS = ("Warning:", "Unknown Adobe", "Invalid SOS parameters", "bad ICC marker")  # in JPEGs
+_one_large = threading.Lock()
+
+
+def one_if_large(pixels: int):
+    """A context that only one thread enters at a time where an image is large, to bound memory."""
+    return _one_large if pixels > LARGE else nullcontext()
+
+
+def read_bytes(path: Path, sha256: str | None = None) -> bytes:
+    """Reads an image file.
+
+    Args:
+        path: the file.
+        sha256: its checksum in hexadecimal, where one is known.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is missing")
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise InputError(f"{path} holds {size} bytes, expected at most {MOST_BYTES}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path} is damaged: its checksum is not the recorded one")
+    return data
+
+
+def open_image(data: bytes, path: Path, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Opens an image's header; `.size` is (width, height) as stored, nothing is decoded.
+
+    Raises:
+        InputError: names `path` where the header is none or promises too many pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} has too many pixels ({error})") from error
+    except DAMAGED as error:
+        raise InputError(f"{path} is not a readable image ({len(data)} bytes)") from error
+    width, height = image.size
+    if min(width, height) < 1 or width * height > MOST_PIXELS:
+        raise InputError(f"{path} is {width} x {height}, expected at most {MOST_PIXELS} pixels")
+    return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as stored, from its header."""
+    return open_image(read_bytes(path), path).size
+
+
+def read_image(path: Path, sha256: str | None = None) -> np.ndarray:
+    """Reads an image as stored: an orientation tag turns nothing, transparency is ignored.
+
+    Args:
+        path: a JPEG, PNG, WebP, GIF, BMP or TIFF file; grey, CMYK and 16-bit images are converted.
+        sha256: its checksum in hexadecimal, where one is known.
 
     Returns:
         (H, W, 3) uint8, red green blue.
 
     Raises:
-        InputError: names the file where it is missing, unreadable or truncated.
+        InputError: names the file where it is missing, unreadable, too large, truncated or damaged.
     """
+    data = read_bytes(path, sha256)
+    image = open_image(data, path)
+    with one_if_large(image.width * image.height):
+        if image.format == "JPEG" and simplejpeg is not None and image.mode != "CMYK":
+            try:
+                return simplejpeg.decode_jpeg(data, "RGB")
+            except ValueError as error:
+                if not any(text in str(error) for text in HARMLESS):
+                    raise InputError(f"{path} is damaged ({error})") from error
+        return decode(image, path)
+
+
+def decode(image: Image.Image, path: Path) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an opened image."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    # OpenCV returns what it could decode of a truncated file, the rest grey: look for the end.
-    jpeg_cut_off = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(
-        b"\xff\xda"
-    )
-    png_cut_off = data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]
-    if jpeg_cut_off or png_cut_off:
-        raise InputError(f"{path} is truncated ({len(data)} bytes)")
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image.load()
+        if image.mode.startswith("I"):  # 16 bits
+            grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)  # (H, W)
+            return np.repeat(grey[..., None], 3, -1)
+        return np.array(image.convert("RGB"))
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or truncated ({error})") from error
+
+
+def to_grey(image: Image.Image, path: Path) -> np.ndarray:
+    """Values (H, W) uint8 of an opened image of one channel, such as a mask."""
+    if image.mode not in ("1", "L", "P"):
+        raise InputError(f"{path} is of kind {image.mode}, expected one channel of 8 bits")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # no bytes at all, or a header that promises too many pixels
-        image = None
-    if image is None:
-        raise InputError(f"{path} is not a readable image ({len(data)} bytes)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return np.array(image, np.uint8)
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or truncated ({error})") from error

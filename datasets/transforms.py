@@ -11,11 +11,14 @@ import cv2
 import numpy as np
 import torch
 
+from smal_model.joints import NUM_KEYPOINTS
 from util.camera import CROP
+from util.images import normalize
 
+from .masks import UNSURE
+
+FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, red green blue
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 # The keypoints of the mirrored animal: left and right change places.
 MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
 
@@ -114,10 +117,10 @@ def move_keypoints(
         flip: mirrors left and right, after the turn.
 
     Returns:
-        (20, 3) row, column, visible (0 or 1). Joints that are not numbers become (0, 0, 0); visible
+        (20, 3) row, column, visible (0 or 1). Joints that are no place become (0, 0, 0); visible
         ones outside the crop keep their place outside.
     """
-    known = np.isfinite(joints).all(1)  # (20,)
+    known = np.isfinite(joints).all(1) & (np.abs(joints[:, :2]) < FAR).all(1)  # (20,)
     offset = np.where(known[:, None], joints[:, :2], center) - center  # (20, 2) x, y
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     if angle:
@@ -130,23 +133,11 @@ def move_keypoints(
     return (out[MIRRORED] if flip else out).astype(np.float32)
 
 
-def normalize(image: np.ndarray) -> torch.Tensor:
-    """(S, S, 3) red green blue in [0, 1] to the network's input (3, S, S) float32."""
-    planes = ((image - MEAN) / STD).transpose(2, 0, 1)  # (3, S, S)
-    return torch.from_numpy(np.ascontiguousarray(planes, np.float32))
-
-
-def to_image(network_input: torch.Tensor) -> np.ndarray:
-    """A network input (3, S, S) back to an image (S, S, 3), red green blue, uint8."""
-    image = network_input.detach().cpu().float().numpy().transpose(1, 2, 0) * STD + MEAN
-    return np.clip(np.round(255 * image), 0, 255).astype(np.uint8)
-
-
 def make_crop(
     image: np.ndarray,
-    mask: np.ndarray,
-    joints: np.ndarray,
     box,
+    mask: np.ndarray | None = None,
+    joints: np.ndarray | None = None,
     img_res: int = CROP,
     augmentation: Augmentation = Augmentation(),
 ) -> dict:
@@ -154,47 +145,59 @@ def make_crop(
 
     Args:
         image: (H, W, 3) uint8, red green blue.
-        mask: (H, W) uint8, 0 or 1.
-        joints: (20, 3) x, y, visible, pixels of the image.
         box: (x, y, w, h), pixels of the image.
+        mask: (H, W) uint8, 0, 1 or `UNSURE`; None where it is not labelled.
+        joints: (20, 3) x, y, visible, pixels of the image; None where they are not labelled.
         img_res: side S of the network's input, pixels.
         augmentation: what is changed.
 
     Returns:
-        image, border_mask, mask, keypoints, whether they are labelled, center and scale of the
-        documented sample.
+        The documented sample without failed, index and name.
     """
     center, side = box_center_and_side(box)
     side = side * augmentation.scale
     low, high = crop_bounds(center, side)
-    angle = augmentation.angle
-    image_cut = cut(image, low, high, center, angle, fill=255).astype(np.float32)  # in [0, 255]
-    mask_cut = cut(mask.astype(np.float32), low, high, center, angle, fill=0)
-    if augmentation.flip:
-        image_cut = np.ascontiguousarray(image_cut[:, ::-1])
-        mask_cut = np.ascontiguousarray(mask_cut[:, ::-1])
+    angle, flip = augmentation.angle, augmentation.flip
 
-    crop = cv2.resize(image_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
+    def cut_out(plane: np.ndarray, fill: int) -> np.ndarray:
+        out = cut(plane, low, high, center, angle, fill).astype(np.float32)
+        return np.ascontiguousarray(out[:, ::-1]) if flip else out
+
+    def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) to (224, 224)
+        return cv2.resize(cut_out(plane.astype(np.float32), fill), (CROP, CROP))
+
+    pixels = cut_out(image, 255)  # in [0, 255]
+    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
     # Saturated pixels count as outside the image, as in the published protocol; the gain comes
     # after this.
     red, green, blue = cv2.split(crop)
     border_mask = ((red < 1.0) & (green < 1.0) & (blue < 1.0)).astype(np.float32)
     if img_res != CROP:
-        shrinks = img_res < min(image_cut.shape[:2])
+        shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        crop = cv2.resize(image_cut, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
+        crop = cv2.resize(pixels, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
     if augmentation.gain is not None:
         crop = np.clip(crop * np.asarray(augmentation.gain, np.float32), 0, 1)
 
-    mask_crop = cv2.resize(mask_cut, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
-    keypoints = move_keypoints(joints, center, side, angle, augmentation.flip)
+    mask_crop = mask_weight = np.zeros((CROP, CROP), np.float32)
+    area = float(box[2]) * float(box[3]) * (CROP / side) ** 2
+    if mask is not None:
+        mask_crop, mask_weight = labels(mask == 1), np.ones_like(mask_crop)
+        area = float(torch.from_numpy(mask_crop).sum())
+        if (mask == UNSURE).any():  # a pixel counts where nothing of it is unsure
+            mask_weight = (labels(mask != UNSURE, fill=1) > 0.999).astype(np.float32)
+    places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
+    keypoints = move_keypoints(places, center, side, angle, flip)
     return {
         "image": normalize(crop),
         "mask": torch.from_numpy(mask_crop),
-        "has_mask": torch.tensor(True),
+        "has_mask": torch.tensor(mask is not None),
+        "mask_weight": torch.from_numpy(mask_weight),
+        "area": torch.tensor(area, dtype=torch.float32),
         "border_mask": torch.from_numpy(border_mask),
+        "inside": torch.from_numpy((labels(np.ones(image.shape[:2])) > 0.5).astype(np.float32)),
         "keypoints": torch.from_numpy(keypoints),
-        "has_keypoints": torch.tensor(True),
+        "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),
         "scale": torch.tensor(side / 200, dtype=torch.float32),
     }

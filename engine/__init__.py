@@ -1,1 +1,1 @@
-"""What runs: options, loaders, losses, the loop, evaluation, checkpoints."""
+"""What runs: options, loaders, losses, the loop, evaluation, checkpoints, prediction."""

@@ -1,16 +1,18 @@
 """Puts body, networks, priors and data together from the options. Paths and options end here."""
 
 import argparse
-import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 import datasets
 import render
-from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, build_backbone
+from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, Prediction, build_backbone
 from model.backbone import Backbone
 from model.batch_norm import synchronize_batch_norm
 from model.config import network_options
@@ -18,13 +20,12 @@ from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
 from util import distributed
-from util.camera import CROP
-from util.errors import Finished, InputError
+from util.errors import InputError
 
-from .checkpoint import Checkpoint, TrainState, load_checkpoint, load_weights
+from .checkpoint import Checkpoint, load_checkpoint, load_weights
+from .fitting import REFINEMENT, fit_images
 from .loaders import make_loader
-from .options import STEERING, select_device
-from .run_folder import CHECKPOINT, RunFolder, SilentRun
+from .options import select_device
 from .schedule import AveragedWeights, Schedule
 
 
@@ -131,6 +132,26 @@ def build_training_model(
     return model.to(device)
 
 
+def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both"):
+    """Test-time refinement: takes (batch, prediction), gives one fitted to the labels.
+
+    Args:
+        smal: the body.
+        folder: of priors/.
+        renderer: backend of `render`.
+        labels: what is fitted to, `mask`, `keypoints` or `both`.
+    """
+    prior = pose_prior("smal", folder).to(smal.template.device)
+    settings = replace(REFINEMENT, renderer=renderer)
+    withheld = {"mask": "keypoints", "keypoints": "mask"}.get(labels)
+
+    def refine(batch: dict, out: Prediction) -> Prediction:
+        known = {key: value for key, value in batch.items() if key != withheld}
+        return fit_images(smal, prior, known, settings, out)
+
+    return refine
+
+
 def prepare(args: argparse.Namespace) -> torch.device:
     """Seeds, and refuses an unfit device, renderer or output folder before work starts.
 
@@ -138,19 +159,19 @@ def prepare(args: argparse.Namespace) -> torch.device:
         Relaunch: --gpu_ids names several GPUs, and no launcher started a process for each.
     """
     torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)
+    torch.autograd.set_detect_anomaly(getattr(args, "detect_anomaly", False))
     distributed.start()
     device = select_device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     check_output_dir(args.output_dir)
-    nothing = (
-        torch.zeros(0, 3, 3, device=device),
-        torch.zeros(0, 3, dtype=torch.int64, device=device),
-    )
-    try:
-        render.coverage(*nothing, CROP, backend=args.renderer)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"--renderer {args.renderer}: {error}") from None
+    if device.type == "cuda" or args.renderer != "auto":
+        try:
+            render.check(device, args.renderer)
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise InputError(f"--renderer {args.renderer}: {error}") from None
     return device
 
 
@@ -178,19 +199,18 @@ class Loaders(NamedTuple):
 
 def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
     """Training and validation set; a line says where one is taken from the other."""
-    sets: Any = datasets.train_val(
-        args.dataset,
-        args.data_dir,
-        augment=not (validation_only or args.no_augment),
-        flip=not validation_only and args.flip,
-        validation_only=validation_only,
-        img_res=img_res,
-        seed=args.seed,
-    )
+    common = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
+    mix = None if validation_only else args.mix
+    changes = {} if validation_only else {"augment": not args.no_augment, "flip": args.flip}
+    alone = validation_only or bool(mix)
+    sets: Any = datasets.train_val(args.dataset, validation_only=alone, **common, **changes)
     if sets.held_out:
         total = len(sets.train) + len(sets.val)
         count = f"{len(sets.val)} of the {total} training images (every tenth)"
         print(f"No validation split: {count} validate instead.")
+    if mix:
+        train = datasets.mixed_training_set(datasets.parse_mix(mix), **common, **changes)
+        sets = sets._replace(train=train, excluded=sets.val.excluded + train.excluded)
     return sets
 
 
@@ -235,83 +255,6 @@ def build_schedule(args: argparse.Namespace, steps_per_epoch: int) -> Schedule:
 def build_average(args: argparse.Namespace, model: Networks) -> AveragedWeights | None:
     """The average of the weights that --ema asks for."""
     return AveragedWeights(model, args.ema) if args.ema else None
-
-
-def training_options(args: argparse.Namespace) -> dict:
-    """What steers learning, as a checkpoint stores it."""
-    options = {name: value for name, value in vars(args).items() if name in STEERING}
-    return options | {"data_dir": str(args.data_dir.resolve())}
-
-
-def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> list[str]:
-    """Continues the checkpoint's run where it is of this stage.
-
-    A file without optimiser state (model_best) is a start, not a run to resume.
-
-    Returns:
-        The options that differ from that run's, as `--name value (was other)`.
-    """
-    changed = {}
-    same = checkpoint is not None and checkpoint.stage == state.stage
-    state.resumed = bool(args.resume and checkpoint and checkpoint.resumable and same)
-    if checkpoint and (state.resumed or args.load_optimizer):
-        state.load_optimizer(checkpoint)
-    if checkpoint and state.resumed:
-        state.load_state_dict(checkpoint.content)
-        before = checkpoint.content.get("training", {})
-        for name, value in state.training.items():
-            if before.get(name, value) != value:
-                changed[name] = f"--{name} {value} (was {before[name]})"
-    if args.start_epoch is not None:
-        state.epoch = args.start_epoch
-    if not in_place(state, checkpoint, args) or "dataset" in changed or "data_dir" in changed:
-        state.best_score = -math.inf  # no epoch of this folder was scored on these images yet
-    return list(changed.values())
-
-
-def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> bool:
-    """Whether a run resumes in its own folder: else what that holds is moved aside."""
-    own = (args.output_dir / CHECKPOINT).resolve()
-    return state.resumed and checkpoint is not None and checkpoint.path.resolve() == own
-
-
-def open_run(
-    state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
-) -> RunFolder | SilentRun:
-    """The run's folder, opened, with a first line that says what runs.
-
-    Args:
-        state: of the run, not yet resumed.
-        checkpoint: from which it starts, or None.
-        args: of the script.
-        loaders: of the images.
-    """
-    changed = resume(state, checkpoint, args)
-    if state.epoch >= args.nEpochs:
-        raise Finished(
-            f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
-        )
-    distributed.barrier()  # all have read the checkpoint: the folder's files may now be moved
-    if not distributed.is_main():
-        return SilentRun(args.output_dir)
-    make_output_dir(args.output_dir)
-    options, device = vars(args) | state.config.to_dict(), state.model.device
-    here = in_place(state, checkpoint, args)
-    run = RunFolder(args.output_dir, options, device, here, state.step)
-    sets: list = [loaders.train.dataset, loaders.val.dataset]
-    train, val = map(len, sets)
-    line = f"stage {state.stage} on {device}: {train} training and {val} validation images"
-    if distributed.world_size() > 1:
-        line = f"{distributed.world_size()} processes, {line}"
-    if loaders.excluded:
-        line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
-    if checkpoint:
-        verb = "resumes" if state.resumed else "starts from"
-        line += f"; {verb} {checkpoint.path}, epoch {state.epoch + 1}"
-    run.line(line)
-    if changed:
-        run.line(f"resumes with other options than it was started with: {', '.join(changed)}")
-    return run
 
 
 def check_output_dir(path: Path) -> None:

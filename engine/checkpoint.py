@@ -1,36 +1,35 @@
-"""What a checkpoint holds, how it is written, and how ours, older and published ones are read.
+"""What a checkpoint holds, and how ours, older and published ones are read.
 
-A file of ours is a dict: `state_dict` (weights), `options` (NetworkConfig), `stage` (1, 2, 3),
-`training` (what steers learning), `num_verts` (of the body), `epoch`, `step`, `best_score`, and, in
-`checkpoint.pth.tar` alone, `optimizer` and `random_state`. Where weights are averaged, `state_dict`
-holds the average, which validation scores, and `learning_weights` those that learn. Published files
+A file of ours is a dict: `state_dict` (weights), `checksum` (of them), `options` (NetworkConfig),
+`stage` (1, 2, 3), `training` (what steers learning), `num_verts` (of the body), `epoch`, `step`,
+`best_score`, and, in `checkpoint.pth.tar` alone, what `TrainState.state_dict` adds. Where weights
+are averaged, `state_dict` holds the average, which validation scores, and `learning_weights`, in
+`checkpoint.pth.tar` alone, those that learn. Published files
 hold `state_dict` under the prefix `module.` and no options.
 """
 
 import math
-import re
-from dataclasses import dataclass, field
+import random
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from model import CoarseToFine, NetworkConfig, Networks
-from util import distributed
+from model.config import RefinerConfig
 from util.errors import InputError
-from util.files import atomic_write
 
+from .checkpoint_files import checksum, read_file
 from .schedule import AveragedWeights, Schedule
 
-_MULTIARRAY = np._core.multiarray
-# NumPy scalars occur in published files (scores); beyond them tensors and plain values alone.
-_NUMPY_SCALARS: list = [
-    (_MULTIARRAY.scalar, "numpy.core.multiarray.scalar"),
-    (_MULTIARRAY.scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "bool")),
-]
+LARGEST_OPTION = 4096  # of the network options that are numbers
+_KINDS: dict[str, Any] = {
+    "options": dict, "training": dict, "stage": int, "num_verts": int, "epoch": int, "step": int,
+    "best_score": float, "log": list, "progress": dict, "skipped": int, "learning_weights": dict,
+}  # fmt: skip
 
 
 @dataclass
@@ -68,13 +67,34 @@ class Checkpoint:
 
 
 @dataclass
+class EpochProgress:
+    """What is done of an epoch that is not over.
+
+    dataset_size: images in an epoch. steps: done. images: that counted.
+    sums: of each term over those images. seconds: it took.
+    skipped: steps with a loss or gradient that was not finite.
+    failed: images that could not be read, each with its fault.
+    """
+
+    dataset_size: int = 0
+    steps: int = 0
+    images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+@dataclass
 class TrainState:
     """All that a run must have to continue as if nothing had happened.
 
     model, optimizer: as they are.
     config: of the networks. stage: 1, 2 or 3. training: what steers learning, by option.
-    schedule: of the learning rate. average: of the weights, or None.
+    grad_clip: largest norm of the gradient. schedule: of the learning rate.
+    average: of the weights, or None.
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
+    progress: in the epoch under way. skipped: steps in a row that were not finite. log: log.txt.
     """
 
     model: Networks
@@ -82,12 +102,16 @@ class TrainState:
     config: NetworkConfig
     stage: int
     training: dict = field(default_factory=dict)
+    grad_clip: float = math.inf
     schedule: Schedule = field(default_factory=Schedule)
     average: AveragedWeights | None = None
     epoch: int = 0
     step: int = 0
     best_score: float = -math.inf
     resumed: bool = False
+    progress: EpochProgress = field(default_factory=EpochProgress)
+    skipped: int = 0
+    log: list[str] = field(default_factory=list)
 
     @property
     def scored(self) -> Networks:
@@ -109,59 +133,175 @@ class TrainState:
 
     def state_dict(self) -> dict:
         """The content of `checkpoint.pth.tar`."""
-        state = {"optimizer": self.optimizer.state_dict(), "random_state": torch.get_rng_state()}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "random_state": random_state(self.model.device),
+            "progress": asdict(self.progress),
+            "skipped": self.skipped,
+            "log": list(self.log),
+        }
         if self.average:
             state["learning_weights"] = self.model.state_dict()
         return self.weights_dict() | state
 
-    def load_state_dict(self, content: dict) -> None:
-        """Continues where a run of this stage stood; averaged weights came with the model."""
-        if "learning_weights" in content:
-            self.model.load_state_dict(content["learning_weights"])
-        torch.set_rng_state(content["random_state"])
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Continues where a run of this stage stood; averaged weights came with the model.
+
+        Raises:
+            InputError: the optimiser's or the random state or the learning weights do not fit.
+        """
+        content = checkpoint.content
+        self.load_optimizer(checkpoint)
+        if learning := content.get("learning_weights"):
+            if faults := misfits(self.model, learning):
+                reason = f"the learning weights in {checkpoint.path} do not fit"
+                raise InputError(f"{reason} ({'; '.join(faults)}); take another file")
+            self.model.load_state_dict(learning)
+        try:
+            set_random_state(content["random_state"], self.model.device)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as e:
+            raise InputError(
+                f"the random state in {checkpoint.path} is damaged ({e}); take another file"
+            ) from None
         self.epoch, self.step = content["epoch"], content["step"]
         self.best_score = content.get("best_score", -math.inf)
+        self.progress = EpochProgress(**content.get("progress", {}))
+        self.skipped, self.log = content.get("skipped", 0), list(content.get("log", []))
 
     def load_optimizer(self, checkpoint: Checkpoint) -> None:
-        """Takes over the optimiser's state, but not its learning rate."""
+        """Takes over the optimiser's state, but not its learning rate.
+
+        Raises:
+            InputError: the file holds none, or that of other parameters.
+        """
         if not checkpoint.resumable:
             raise InputError(
                 f"{checkpoint.path} holds no optimiser state; checkpoint.pth.tar files do"
             )
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(checkpoint.content["optimizer"])
-        except ValueError as error:
-            reason = f"the optimiser state in {checkpoint.path} is of other parameters ({error})"
-            raise InputError(f"{reason}: start without it") from None
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        saved, own = checkpoint.content["optimizer"], self.optimizer.state_dict()
+        fault = _optimizer_fault(saved, own, self.optimizer)
+        if fault:
+            reason = f"the optimiser state in {checkpoint.path} is of other parameters ({fault})"
+            raise InputError(f"{reason}: start without it")
+        self.optimizer.load_state_dict(own | {"state": saved["state"]})
+
+
+def _optimizer_fault(saved, own: dict, optimizer: torch.optim.Optimizer) -> str | None:
+    """Why a saved state of Adam does not fit; None where it does."""
+    try:
+        counts = [len(group["params"]) for group in saved["param_groups"]]
+        state = dict(saved["state"])
+    except (TypeError, LookupError, ValueError):
+        return "it is damaged"
+    if counts != [len(group["params"]) for group in own["param_groups"]]:
+        return f"groups of {counts}"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state.items():
+        if not isinstance(index, int) or not 0 <= index < len(parameters):
+            return f"parameter {index}"
+        if not isinstance(values, dict) or set(values) != {"step", "exp_avg", "exp_avg_sq"}:
+            return f"other values of parameter {index}"
+        for name, value in values.items():
+            shape = () if name == "step" else tuple(parameters[index].shape)
+            if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+                return f"{name} of parameter {index} is no tensor of float32"
+            if tuple(value.shape) != shape:
+                return f"{name} of parameter {index} is {tuple(value.shape)}, expected {shape}"
+    return None
+
+
+def random_state(device: torch.device) -> dict:
+    """The random state of Python, NumPy and PyTorch as plain values and tensors."""
+    numpy_state: tuple = np.random.get_state(legacy=True)  # type: ignore[assignment]
+    name, keys, *rest = numpy_state
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(state, device: torch.device) -> None:
+    """Sets what `random_state` gave; older files hold PyTorch's alone, as a tensor."""
+    if isinstance(state, torch.Tensor):
+        return torch.set_rng_state(state)
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def load_checkpoint(path) -> Checkpoint:
     """Reads a checkpoint without running anything that it contains.
 
     Raises:
-        InputError: there is no such file, it asks for code, or it holds no weights.
+        InputError: there is no such file, it asks for code, is damaged, or holds no weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; give the path of a checkpoint")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise nearly anything
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or no PyTorch file"
-        raise InputError(f"{path} is not a checkpoint that can be read safely ({reason})") from None
+    content = read_file(path)
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     items = state_dict.items() if isinstance(state_dict, dict) else ()
     if not items or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in items):
         raise InputError(f"{path} holds no network weights; expected a dict with `state_dict`")
+    if "state_dict" in content and "checksum" in content:
+        if content["checksum"] != checksum(dict(items)):
+            raise InputError(
+                f"the weights in {path} are not those that were written (checksum): take another "
+                "file, or delete its entry `checksum` where the change is meant"
+            )
+    if "stage" in content and (fault := _content_fault(content)):
+        raise InputError(f"{path} is damaged ({fault}); take another checkpoint")
     state_dict = {key.removeprefix("module."): value for key, value in items}
     if all(key.startswith("meshnet.") for key in state_dict):
         state_dict = {key.removeprefix("meshnet."): value for key, value in state_dict.items()}
     return Checkpoint(path, state_dict, content)
+
+
+def _content_fault(content: dict) -> str | None:
+    """What a file of ours holds that none of ours does; None where all is well."""
+    for name, kind in _KINDS.items():
+        value: Any = content.get(name, kind())
+        if not isinstance(value, kind) or (kind is int and value < 0) or value != value:
+            return f"{name} is {value!r:.50}"
+    if content["stage"] not in (1, 2, 3) or not {"epoch", "step"} <= content.keys():
+        return "it lacks its stage, epoch or step"
+    defaults: dict = vars(NetworkConfig()) | vars(RefinerConfig())
+    for name, value in content.get("options", {}).items():
+        if name in defaults and name != "refiner" and type(value) is not type(defaults[name]):
+            return f"option {name} is {value!r:.50}"
+        if type(value) is int and not -1 <= value <= LARGEST_OPTION:
+            return f"option {name} is {value}"
+    if not all(_is_plain(value) for value in content.get("training", {}).values()):
+        return "its training options"
+    if not all(isinstance(v, torch.Tensor) for v in content.get("learning_weights", {}).values()):
+        return "its learning weights"
+    if not all(isinstance(line, str) for line in content.get("log", [])):
+        return "its log"
+    own, progress = EpochProgress(), content.get("progress", {})
+    if not {f.name for f in fields(own)} >= set(progress) or any(
+        type(value) is not type(getattr(own, name)) for name, value in progress.items()
+    ):
+        return "its progress in the epoch"
+    if not all(type(v) is float for v in progress.get("sums", {}).values()):
+        return "its sums of losses"
+    if not all(isinstance(v, str) for v in progress.get("failed", [])):
+        return "its list of images"
+    return None
+
+
+def _is_plain(value) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def load_weights(model: Networks, checkpoint: Checkpoint) -> None:
@@ -196,12 +336,6 @@ def misfits(module: nn.Module, state_dict: dict) -> list[str]:
         found, wanted = tuple(state_dict[key].shape), tuple(own[key].shape)
         if found != wanted:
             faults.append(f"{key} is {found}, expected {wanted}")
+        elif state_dict[key].is_floating_point() != own[key].is_floating_point():
+            faults.append(f"{key} is of {state_dict[key].dtype}, expected {own[key].dtype}")
     return sorted(faults)
-
-
-def save_checkpoint(path, content: dict) -> None:
-    """Writes a checkpoint whole: a crash leaves the old file. Of several processes, the first."""
-    if not distributed.is_main():
-        return
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)

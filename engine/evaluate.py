@@ -15,7 +15,7 @@ from util import distributed, metrics
 from util.camera import CROP
 from util.scores import MeshScores, Scores
 
-from .loaders import to_device
+from .loaders import explained_faults, to_device, without_failed
 
 
 def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> Scores:
@@ -28,7 +28,8 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
         renderer: backend of `render`.
     """
     has_mask, has_keypoints = batch["has_mask"], batch["has_keypoints"]
-    area = batch.get("area", batch["mask"].sum((1, 2)))  # (B,), square pixels
+    weight = batch["mask_weight"]  # (B, 224, 224)
+    area = torch.where(has_mask, batch["mask"].sum((1, 2)), batch["area"])  # (B,), square pixels
     body_length = smal.template[:, 0].max() - smal.template[:, 0].min()
 
     def array(values: torch.Tensor, known=None) -> np.ndarray:
@@ -41,7 +42,11 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
             return array(metrics.pck(*points, area, group=group), has_keypoints)
 
         silhouette = render.coverage(estimate.plane, smal.faces, CROP, backend=renderer)
-        overlap = metrics.iou(silhouette, batch["mask"], batch["border_mask"])
+        labels = batch["mask"] * weight, batch["border_mask"]
+        overlap = metrics.iou(silhouette * weight, *labels)  # what is unsure counts in neither sum
+        seen, true = silhouette >= 0.5, batch["mask"] >= 0.5  # (B, 224, 224)
+        counts = (batch["inside"] * weight) > 0
+        both, either = ((x & counts).sum((1, 2)) for x in (seen & true, seen | true))
         errors = {}
         if "gt_verts" in batch:
             for name, found, true in (
@@ -50,15 +55,24 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
             ):
                 errors[name] = array(metrics.aligned_error(found, true) / body_length)
         groups = {group: pck(group) for group in metrics.GROUPS}
-        return MeshScores(pck(), groups, array(overlap, has_mask), **errors)
+        distance = (estimate.keypoints_px - batch["keypoints"][..., :2]).norm(dim=-1)  # (B, K)
+        labelled = (batch["keypoints"][..., 2] > 0) & has_keypoints[:, None]
+        relative = array(distance / area.sqrt()[:, None], labelled)
+        overlaps = array(overlap, has_mask), array(both / either, has_mask)
+        return MeshScores(pck(), groups, *overlaps, relative, **errors)
 
     meshes = {name: score_mesh(estimate) for name, estimate in out.estimates.items()}
     return Scores(list(batch["name"]), meshes)
 
 
 @torch.no_grad()
+@explained_faults()
 def evaluate(
-    model, loader: DataLoader, renderer: str = "auto", on_batch: Callable | None = None
+    model,
+    loader: DataLoader,
+    renderer: str = "auto",
+    on_batch: Callable | None = None,
+    refine: Callable | None = None,
 ) -> Scores:
     """Scores of a model, in evaluation mode, on all images of a data set, in its order.
 
@@ -69,14 +83,22 @@ def evaluate(
         loader: of a data set of `datasets`, in its order.
         renderer: backend of `render`.
         on_batch: called with (batch, prediction, scores) of each batch.
+        refine: takes (batch, prediction) and gives one fitted to the labels, scored as `fitted`.
     """
     model.eval()
     device = model.device
-    parts = []
+    parts: list[Scores | None] = []
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=not distributed.is_main()):
-        batch = to_device(batch, device)
+        batch = to_device(without_failed(batch), device)
+        if not batch["name"]:
+            parts.append(None)  # keeps the turns of the processes
+            continue
         out = model(batch["image"])
-        parts.append(score(out, batch, model.smal, renderer))
+        if refine is not None:
+            out.fitted = refine(batch, out).finest
+        scores = score(out, batch, model.smal, renderer)
+        parts.append(scores)
         if on_batch is not None:
-            on_batch(batch, out, parts[-1])
-    return Scores.joined(distributed.gather_interleaved(parts))
+            on_batch(batch, out, scores)
+    parts = distributed.gather_interleaved(parts)
+    return Scores.joined([part for part in parts if part is not None])

@@ -1,14 +1,23 @@
 """Batches: their order, the loader, the way to the device."""
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
+from tqdm import tqdm
 
 from util import distributed
+from util.errors import InputError
+
+TIMEOUT = 50  # seconds without a batch after which a worker counts as stopped
+_PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
 class EpochBatches(Sampler):
@@ -24,7 +33,8 @@ class EpochBatches(Sampler):
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int):
-        self.num_images, self.batch_size, self.seed, self.epoch = num_images, batch_size, seed, 0
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.epoch, self.first = 0, 0  # first: batches that are left out at the start
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images).tolist()
@@ -33,7 +43,7 @@ class EpochBatches(Sampler):
         if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             left = batches.pop()
             batches[-1] += left
-        return map(distributed.interleaved, batches)
+        return map(distributed.interleaved, batches[self.first :])
 
     def __len__(self) -> int:
         full, left = divmod(self.num_images, self.batch_size)
@@ -51,7 +61,12 @@ class _Collate:
 
 
 def _start_worker(_):
+    """Signals to the whole group are for the main process alone; the worker ends with that."""
     cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def make_loader(
@@ -90,15 +105,43 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
+        timeout=TIMEOUT if num_workers else 0,
+        generator=torch.Generator(),  # its own: the loader takes no number from the run's
         persistent_workers=num_workers > 0,
     )
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Chooses the order and the random changes of an epoch."""
+@contextmanager
+def explained_faults() -> Iterator[None]:
+    """Turns what data-loader workers end with into an InputError; faults of ours pass."""
+    try:
+        yield
+    except InputError as error:  # torch puts the worker's traceback before it
+        if not str(error).startswith("Caught InputError in DataLoader worker"):
+            raise
+        raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
+    except RuntimeError as error:
+        reason = str(error).strip().removesuffix(".")
+        if reason.startswith("DataLoader timed out"):
+            found = f"no data-loader worker gave a batch for {TIMEOUT} s: it is stopped, or waits"
+            raise InputError(f"{found} for a disk; see to that, then resume") from error
+        if not reason.startswith(("DataLoader worker", "Pin memory thread")):
+            raise
+        advice = "where memory ran out, take fewer workers or smaller batches, then resume"
+        raise InputError(f"a data-loader worker ended ({reason}); {advice}") from error
+
+
+def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:
+    """Chooses the order and the random changes of an epoch.
+
+    Args:
+        loader: made with a `shuffle_seed`.
+        epoch: number of the epoch.
+        first: batches that are left out at its start, without being loaded.
+    """
     sampler: Any = loader.batch_sampler
     dataset: Any = loader.dataset
-    sampler.epoch = epoch
+    sampler.epoch, sampler.first = epoch, first
     dataset.set_epoch(epoch)
 
 
@@ -106,5 +149,19 @@ def to_device(batch: dict, device: torch.device) -> dict:
     """The batch with its tensors on `device`."""
     return {
         k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+        for k, v in batch.items()
+    }
+
+
+def without_failed(batch: dict) -> dict:
+    """The batch without the samples that stand in for images that cannot be read any more."""
+    failed = batch.get("failed", [])
+    if not any(failed):
+        return batch
+    for reason in filter(None, failed):
+        tqdm.write(f"not scored: {reason}")
+    keep = [i for i, reason in enumerate(failed) if not reason]
+    return {
+        k: v[keep] if isinstance(v, torch.Tensor) else [v[i] for i in keep]
         for k, v in batch.items()
     }

@@ -1,8 +1,10 @@
 """The training loop of all stages."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,15 +12,43 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from util import distributed
-from util.errors import InputError
+from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
 
-from .checkpoint import TrainState, save_checkpoint
-from .loaders import set_epoch, to_device
+from .checkpoint import EpochProgress, TrainState
+from .loaders import explained_faults, set_epoch, to_device
 from .losses import Criterion
-from .run_folder import BEST, CHECKPOINT, RunFolder
+from .run_folder import RunFolder, SilentRun
+from .signals import Stop, deferred
 
 VALIDATION_STEPS = 50  # epochs of fewer steps share validation, checkpoint and images
+MOST_SKIPPED = 10  # steps in a row whose loss or gradient is not finite
+MOST_FAILED = 0.01  # fraction of the images that may fail under way; a single one always may
+
+
+class Statistics:
+    """Remembers the running statistics of batch norm, which a forward pass changes."""
+
+    def __init__(self, model: nn.Module):
+        self.groups: dict[torch.dtype, tuple[list, list]] = {}
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for values in module.buffers(recurse=False):
+                    own, kept = self.groups.setdefault(values.dtype, ([], []))
+                    own.append(values)
+                    kept.append(values.clone())
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keeps what they are."""
+        for own, kept in self.groups.values():
+            torch._foreach_copy_(kept, own)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Sets them to what was kept last."""
+        for own, kept in self.groups.values():
+            torch._foreach_copy_(own, kept)
 
 
 class Step(nn.Module):
@@ -32,52 +62,108 @@ class Step(nn.Module):
         return self.criterion(self.model(batch["image"]), batch)
 
 
+@dataclass
+class Hooks:
+    """What a pass over the images calls.
+
+    on_step: between two steps.
+    on_skip: with the batch and the values of a step that was skipped.
+    """
+
+    on_step: Callable[[], None] = lambda: None
+    on_skip: Callable[[dict, dict], None] = lambda batch, values: None
+
+
 def train_epoch(
-    state: TrainState, step: nn.Module, loader: DataLoader, description: str = "epoch"
+    state: TrainState,
+    step: nn.Module,
+    loader: DataLoader,
+    description: str = "epoch",
+    stop: Stop | None = None,
+    hooks: Hooks | None = None,
+    last: bool = True,
 ) -> dict[str, float]:
-    """One pass over the training images; returns the mean of each weighted term and of their sum.
+    """The rest of a pass over the training images, after `state.progress`.
+
+    A step whose loss or gradient is not finite is skipped, by all processes: it changes nothing.
 
     Args:
         state: of the run, updated in place.
         step: gives the terms of a batch (`Step`).
-        loader: of the training images.
+        loader: of the training images, set to the epoch and to the first batch.
         description: of the progress bar.
+        stop: what signals asked for; all processes know after each step.
+        hooks: called under way.
+        last: whether training ends with this epoch, so that it must not be skipped whole.
+
+    Returns:
+        The mean of each weighted term and of their sum, `loss`, over the epoch; empty where every
+        step was skipped.
 
     Raises:
-        InputError: the loss is not finite; the weights are not touched by it.
+        InputError: none of ten steps in a row was finite, or too many images failed.
     """
-    model, optimizer = state.model.train(), state.optimizer
-    device = model.device
-    sums: dict[str, float] = {}
-    schedule = state.schedule
-    images = 0
-    bar = tqdm(loader, desc=description, leave=False, disable=not distributed.is_main())
+    model, optimizer, done = state.model.train(), state.optimizer, state.progress
+    stop, hooks, schedule = stop or Stop(), hooks or Hooks(), state.schedule
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    statistics = Statistics(model)
+    total = len(loader)
+    silent = not distributed.is_main()
+    bar = tqdm(loader, description, leave=False, initial=done.steps, total=total, disable=silent)
     for batch in bar:
-        # the first process' clock counts
-        own = [len(batch["image"]), schedule.elapsed() if distributed.is_main() else 0.0]
-        size, elapsed = distributed.total(torch.tensor(own, dtype=torch.float64)).tolist()
-        if elapsed >= 1 and images:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * schedule.factor(state.step, elapsed)
-        batch = to_device(batch, device)
+        batch = to_device(batch, model.device)
+        statistics.remember()
         terms = step(batch)
         loss = sum(terms.values())
-        numbers = torch.stack([*terms.values(), loss]).tolist()
-        values = dict(zip([*terms, "loss"], numbers, strict=True))
-        if not math.isfinite(values["loss"]):
-            advice = f"lower --lr, or look at the images {', '.join(batch['name'])}"
-            raise InputError(f"the loss is not finite ({values}); {advice}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        images, state.step = images + size, state.step + 1
-        if state.average:
-            state.average.update(state.model, state.step)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * size
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        # the one wait for the device in a step
+        numbers = torch.stack([*terms.values(), loss, norm]).tolist()
+        values = dict(zip([*terms, "loss", "gradient"], numbers, strict=True))
+        failed = list(filter(None, batch.get("failed", [])))
+        own = [len(batch["image"]), len(failed), not all(map(math.isfinite, numbers))]
+        elapsed, size, num_failed, spoilt = _agree(state, stop, own)
+        rate = schedule.factor(state.step, elapsed)
+        state.step, done.steps = state.step + 1, done.steps + 1
+        if not spoilt:
+            if values.pop("gradient") > state.grad_clip:
+                nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
+            optimizer.step()
+            if state.average:
+                state.average.update(model, state.step)
+            done.images, state.skipped = done.images + int(size), 0
+            for name, value in values.items():
+                done.sums[name] = done.sums.get(name, 0.0) + value * size
+        else:
+            statistics.restore()
+            done.skipped, state.skipped = done.skipped + 1, state.skipped + 1
+            hooks.on_skip(batch, values)
+            if state.skipped >= MOST_SKIPPED or (last and done.skipped == total):
+                advice = "the last checkpoint is from before; lower the learning rate, or look at "
+                advice += f"the images {', '.join(batch['name'])}"
+                count = f"in {state.skipped} steps in a row"
+                raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
+        if num_failed:
+            done.failed += itertools.chain(*distributed.gather_interleaved([failed]))
+        if len(done.failed) > max(1, MOST_FAILED * done.dataset_size):
+            raise InputError(
+                f"{_failures(done.failed)}: more than 1 % of the images; see to the data, then "
+                "resume"
+            )
         bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-    return {name: value / images for name, value in sums.items()}
+        hooks.on_step()
+        if elapsed >= 1:
+            break
+    return {name: value / done.images for name, value in done.sums.items()}
+
+
+def _failures(failed: list[str]) -> str:
+    shown = "; ".join(failed[:20]) + ("; ..." if len(failed) > 20 else "")
+    return f"images that could not be read and were replaced: {len(failed)} ({shown})"
 
 
 def fit(
@@ -85,61 +171,112 @@ def fit(
     criterion: Criterion,
     loader: DataLoader,
     validate: Callable[[], Scores],
-    run: RunFolder,
+    run: RunFolder | SilentRun,
     epochs: int,
     on_validation: Callable[[TrainState], None] | None = None,
 ) -> None:
-    """Trains from state.epoch to `epochs`, logging, validating and saving each epoch.
+    """Trains from `state` to `epochs`, logging, validating and saving each epoch.
 
     Epochs of fewer than VALIDATION_STEPS steps are validated and saved once in that many steps, and
-    at the end.
+    at the end. SIGTERM and SIGINT save between two steps, or in validation, and leave.
 
     Args:
         state: of the run, updated in place.
         criterion: the losses.
         loader: of the training images.
         validate: scores of the model on the validation images.
-        run: folder of the run.
+        run: folder of the run, of this state.
         epochs: in all.
-        on_validation: called with the state after each checkpoint.
+        on_validation: called with the state before each checkpoint.
+
+    Raises:
+        Interrupted: by a signal; a checkpoint was saved.
     """
     interval = math.ceil(VALIDATION_STEPS / len(loader))  # epochs
     step = distributed.data_parallel(Step(state.model, criterion))
-    for epoch in range(state.epoch, epochs):
-        start = time.monotonic()
-        set_epoch(loader, epoch)
-        terms = train_epoch(state, step, loader, f"epoch {epoch + 1}/{epochs}")
-        state.epoch = epoch + 1
-        over = schedule_is_over(state)
-        run.scalars("train", terms, state.step)
-        line = f"epoch {epoch + 1}/{epochs}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
-        if over or epoch + 1 == epochs or (epoch + 1) % interval == 0:
-            distributed.copy_buffers(state.scored)
-            line += _validate_and_save(state, validate(), run)
-            if on_validation is not None and distributed.is_main():
-                on_validation(state)
-        run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
-        if over:
-            run.line(f"ended after {state.schedule.max_minutes:g} minutes (--max_minutes)")
-            break
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if state.progress.dataset_size != size:  # of other images: the epoch begins again
+        state.progress = EpochProgress(size)
+    with deferred() as stop, explained_faults():
+        for epoch in range(state.epoch, epochs):
+            start = time.monotonic() - state.progress.seconds
+            set_epoch(loader, epoch, state.progress.steps)
+
+            def save(start=start):
+                state.progress.seconds = time.monotonic() - start
+                run.save()
+
+            def on_step(save=save):
+                due = run.save_every and state.step % run.save_every == 0
+                if stop.due or (due and not state.skipped):
+                    save()
+                if stop.due:
+                    distributed.barrier()  # a process that ends ends the others: after the save
+                stop.check()
+
+            description = f"epoch {epoch + 1}/{epochs}"
+            last = epoch + 1 == epochs
+            hooks = Hooks(on_step, run.skipped)
+            terms = train_epoch(state, step, loader, description, stop=stop, hooks=hooks, last=last)
+            over = _agree(state, stop, [])[0] >= 1
+            scores = None
+            if terms and (last or over or (epoch + 1) % interval == 0):
+                distributed.copy_buffers(state.scored)
+                scores = _validate(validate, stop, save)
+            _finish_epoch(state, terms, scores, run, description, on_validation, start)
+            if over:
+                run.line(f"ended after {state.schedule.max_minutes:g} minutes (--max_minutes)")
+            _agree(state, stop, [])
+            stop.check()
+            if over:
+                break
 
 
-def schedule_is_over(state: TrainState) -> bool:
-    """Whether the time of the run is up, by the first process' clock."""
-    own = float(distributed.is_main() and state.schedule.elapsed() >= 1)
-    return bool(distributed.total(torch.tensor(own)))
+def _agree(state: TrainState, stop: Stop, own: list) -> list[float]:
+    """The part of the run's time that is over, by the first process' clock, and sums of `own`.
+
+    A signal to one process becomes one to all.
+    """
+    elapsed = state.schedule.elapsed() if distributed.is_main() else 0.0
+    numbers = torch.tensor([stop.signum is not None, elapsed, *own], dtype=torch.float64)
+    signals, *sums = distributed.total(numbers).tolist()
+    if signals:
+        stop.agree()
+    return sums
 
 
-def _validate_and_save(state: TrainState, scores: Scores, run: RunFolder) -> str:
-    """Logs the scores, saves the checkpoints; returns what the epoch's line says of it."""
-    means = {name: nanmean(values) for name, values in scores.columns().items()}
-    run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, state.step)
-    shown = [k for k in ("pck", "iou", "pck_refined", "iou_refined") if k in means]
-    line = "  |  val " + "  ".join(f"{k} {100 * means[k]:.1f}" for k in shown)
-    selection = scores.selection_score()
-    if selection > state.best_score:
-        state.best_score = selection
-        line += "  best"
-        save_checkpoint(run.folder / BEST, state.weights_dict())
-    save_checkpoint(run.folder / CHECKPOINT, state.state_dict())
-    return line
+def _validate(validate: Callable[[], Scores], stop: Stop, save: Callable[[], None]) -> Scores:
+    """Scores; a signal saves the state, in which all steps of the epoch are done."""
+    try:
+        with stop.at_once():
+            return validate()
+    except Interrupted:
+        save()
+        raise
+
+
+def _finish_epoch(state, terms, scores, run, description, on_validation, start):
+    """Logs an epoch and then, where it was validated, saves it, so that its line is never lost."""
+    done, state.progress = state.progress, EpochProgress(state.progress.dataset_size)
+    state.epoch += 1
+    if done.failed:
+        run.line(f"{_failures(done.failed)} in {description}")
+    if done.skipped:
+        terms = terms | {"skipped": done.skipped}
+    run.scalars("train", terms, state.step)
+    line = f"{description}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
+    if scores is not None:
+        means = {name: nanmean(values) for name, values in scores.columns().items()}
+        run.scalars("val", {k: v for k, v in means.items() if math.isfinite(v)}, state.step)
+        shown = [k for k in ("pck", "iou", "pck_refined", "iou_refined") if k in means]
+        line += "  |  val " + "  ".join(f"{k} {100 * means[k]:.1f}" for k in shown)
+        selection = float(scores.selection_score())
+        if selection > state.best_score:
+            state.best_score = selection
+            line += "  best"
+            run.save_best()
+        if on_validation is not None and distributed.is_main():
+            on_validation(state)
+    run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
+    if scores is not None:
+        run.save()

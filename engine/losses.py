@@ -157,7 +157,7 @@ class Criterion(nn.Module):
 
     def _silhouette(self, estimate: Estimate, batch: dict) -> torch.Tensor:
         silhouette = render.soft_silhouette(estimate.plane, self.faces, CROP, backend=self.renderer)
-        counts = batch["has_mask"][:, None, None]  # an image without a mask adds to no sum
+        counts = batch["mask_weight"]  # what is unsure or not labelled adds to no sum
         silhouette, mask = silhouette * counts, batch["mask"] * counts
         alpha, beta = self.weights.alpha, self.weights.beta
         return tversky_loss(silhouette, mask, alpha, beta, distributed.total)

@@ -1,11 +1,12 @@
 """Command-line options of all scripts: one home for each name and default."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 
-from datasets import DATASETS, SPLITS
+from datasets import DATASETS, SPLITS, parse_mix
 from model import BACKBONES, NetworkConfig, RefinerConfig
 from render import BACKENDS
 from smal_model.priors import FAMILIES
@@ -19,10 +20,12 @@ from .schedule import SCHEDULES
 WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
-    "dataset", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose", "flip",
-    "no_augment", "bf16", "freeze_bn", "sync_bn", "schedule", "warmup", "ema",
+    "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
+    "flip", "no_augment", "bf16", "freeze_bn", "sync_bn", "grad_clip", "schedule", "warmup", "ema",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
+FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
+AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
 def _positive(text: str) -> int:
@@ -52,9 +55,40 @@ def _fraction(text: str) -> float:
 
 def _minutes(text: str) -> float:
     value = _number(text)
-    if not 0 < value < float("inf"):
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{value:g}: expected more than 0")
     return value
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        box = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not min(box[2:]) >= 2:
+        expected = "expected x,y,width,height in pixels of the photograph"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return box
+
+
+def _mix(text: str) -> str:
+    try:
+        unknown = [name for name in parse_mix(text) if name not in DATASETS]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if unknown:
+        known = f"expected of {', '.join(DATASETS)}"
+        raise argparse.ArgumentTypeError(f"unknown data set {unknown[0]!r}, {known}")
+    return text
+
+
+def _source(text: str) -> Path | str:
+    return text if text == AUTO else Path(text)
+
+
+def one_gpu(text: str) -> list[int]:
+    """--gpu_ids of a script that runs in one process."""
+    return [int(text)]
 
 
 def _gpu_ids(text: str) -> list[int]:
@@ -107,9 +141,9 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     )
 
     files = parser.add_argument_group("checkpoints").add_argument
-    files(
-        "--resume", type=Path, metavar="FILE", help="checkpoint to resume, start from or evaluate"
-    )
+    help_text = "checkpoint or run folder to resume, start from or evaluate; auto: that of "
+    help_text += "--output_dir, or a new run where it holds none"
+    files("--resume", type=_source, metavar="FILE", help=help_text)
     files(
         "--save_results",
         action="store_true",
@@ -160,7 +194,14 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--ema", type=_fraction, default=0.0, metavar="DECAY", help=help_text)
     help_text = "end after this time, the schedule stretched to it"
     add("--max_minutes", type=_minutes, help=help_text)
+    help_text = "steps between two checkpoints within an epoch (default: none)"
+    add("--save_every", type=_count, default=0, help=help_text)
+    help_text = "largest norm of the gradient (default: no limit)"
+    add("--grad_clip", type=_number, default=math.inf, help=help_text)
+    help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
+    add("--detect_anomaly", action="store_true", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
+    parser.set_defaults(refine=None)  # of eval.py
     add(
         "--bf16",
         action="store_true",
@@ -173,6 +214,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     help_text = "batch norm over each process' own images"
     add("--no_sync_bn", action="store_false", dest="sync_bn", help=help_text)
     add("--flip", action="store_true", help="augment by mirror images too")
+    help_text = (
+        "train on several data sets, such as dog_pose:0.4,synthetic:0.6; --dataset validates"
+    )
+    add("--mix", type=_mix, metavar="NAME:WEIGHT,...", help=help_text)
     add("--no_augment", action="store_true", help="no random scale, rotation and colour")
     help_text = f"start of a new backbone: imagenet, none, or a file {shown}"
     add("--backbone_weights", default="imagenet", help=help_text)
@@ -219,11 +264,57 @@ def eval_parser() -> argparse.ArgumentParser:
     parser = _parser("Evaluates a checkpoint: PCK and IoU.", batch_size=32)
     _refiner(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    help_text = "score a fit to the labels too, started from the network's answer"
+    choices: dict = {"nargs": "?", "const": "both", "choices": ("both", "mask", "keypoints")}
+    parser.add_argument("--refine", **choices, help=help_text)
     # Accepted so that one set of options serves all scripts.
     unused = parser.add_argument_group("training options without effect here").add_argument
     _priors(unused)
     unused("--load_optimizer", action="store_true")
     unused("--lr", type=float, default=1e-4)
+    return parser
+
+
+def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
+    """A parser with the options of demo.py and app.py."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of any stage")
+    help_text = f"folder of the results {shown}"
+    add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
+    add(
+        "--param_dir",
+        type=Path,
+        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
+    )
+    add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
+    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
+    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
+    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    add("--seed", type=_count, default=0, help=f"random seed {shown}")
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """Options of demo.py."""
+    parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
+    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
+    return parser
+
+
+def app_parser() -> argparse.ArgumentParser:
+    """Options of app.py."""
+    parser = _prediction("Meshes of dropped photographs, in a browser.", "./logs/app")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--host", default="127.0.0.1", help=f"address to serve on; this machine alone {shown}")
+    add("--port", type=_positive, default=7860, help=f"port to serve on {shown}")
     return parser
 
 
@@ -235,22 +326,24 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
         refined: whether a refiner is trained.
     """
     source, pretrained = args.resume, args.pretrained if refined else None
-    if source and pretrained:
+    if source and source != AUTO and pretrained:
         raise InputError(
             "--resume and --pretrained both name weights to start from; give one of them"
         )
-    source = source or pretrained
-    if args.evaluate and not source:
+    start = pretrained if source == AUTO else source or pretrained
+    if args.evaluate and not (source or start):
         raise InputError("--evaluate needs --resume: there is nothing to evaluate")
     if args.save_results and not args.evaluate:
         raise InputError("--save_results goes with --evaluate, or with eval.py")
     if args.load_optimizer and not args.resume:
         raise InputError("--load_optimizer needs --resume: there is no optimiser state to load")
-    if source and args.backbone_weights not in ("imagenet", "none"):
+    if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
-        raise InputError(f"{given}: the weights come from {source}; give one of the two")
+        raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if args.grad_clip == 0:
+        raise InputError("--grad_clip 0 leaves nothing to learn; give a number above 0")
     frozen = refined and args.freezecoarse
-    if frozen and not source:
+    if frozen and not (source or start):
         needed = "--freezecoarse needs --pretrained or --resume"
         raise InputError(f"{needed}: a coarse network with random weights would be frozen")
     weights = WEIGHTS + WEIGHTS_REFINED if refined else WEIGHTS

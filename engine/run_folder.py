@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -10,17 +12,28 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from util.files import write_json
+from util.errors import InputError
+from util.files import atomic_write, sweep_leftovers, write_json, write_text
+
+from .checkpoint import TrainState
+from .checkpoint_files import write_file
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-_OWN_FILES = ("args*.json", "log.txt", CHECKPOINT, BEST, "events.out.tfevents.*")
+PREVIOUS = "checkpoint_previous.pth.tar"  # the one before CHECKPOINT
+DAMAGED = "checkpoint_damaged.pth.tar"  # a CHECKPOINT that could not be read
+LOG = "log.txt"
+SKIPPED = "skipped_{}.npz"  # a batch whose step was skipped
+MOST_SKIPPED_FILES = 10
+_OWN_FILES = (
+    "args*.json", LOG, CHECKPOINT, BEST, PREVIOUS, DAMAGED, SKIPPED.format("*"),
+    "events.out.tfevents.*",
+)  # fmt: skip
 
 
 class SilentRun:
     """What processes other than the first do with their results: nothing."""
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    save_every = 0
 
     def __enter__(self) -> "SilentRun":
         return self
@@ -31,48 +44,64 @@ class SilentRun:
     def line(self, *_) -> None:
         pass
 
-    scalars = image = line
+    scalars = image = save = save_best = skipped = line
 
 
 class RunFolder:
     """Opens `folder`, which exists, for a run and writes `args.json`.
 
     Nothing in the folder is lost: a run that is already there and is not continued is moved to
-    `previous_N` inside it, and the `args.json` of one that is continued becomes `args_N.json`.
+    `previous_N` inside it, and the `args.json` of one that is continued becomes `args_N.json`. The
+    log of a run that is continued is that of its checkpoint: what came after is done again.
 
     Args:
         folder: of the run.
         options: of the command, by name.
-        device: on which it runs.
+        state: of the run; its log is written to.
         continued: whether the run in the folder resumes.
-        step: steps done before.
+        save_every: steps between two checkpoints within an epoch; 0: none.
     """
 
-    def __init__(self, folder, options: dict, device: torch.device, continued: bool, step: int):
-        self.folder = Path(folder)
+    def __init__(
+        self, folder, options: dict, state: TrainState, continued: bool, save_every: int = 0
+    ):
+        self.folder, self.state, self.save_every = Path(folder), state, save_every
+        sweep_leftovers(self.folder)
         if not continued:
             self._move_previous()
+            state.log = []
         elif (self.folder / "args.json").exists():
             (self.folder / "args.json").rename(self._unused("args_{}.json"))
+        if continued and not state.log and (self.folder / LOG).exists():  # older checkpoints
+            state.log = (self.folder / LOG).read_text("utf-8", "replace").splitlines()
         about = {
             "command": shlex.join(sys.argv),
             "started": datetime.now().isoformat(timespec="seconds"),
             "torch": torch.__version__,
-            "device": str(device),
+            "device": str(state.model.device),
             "options": options,
         }
         write_json(self.folder / "args.json", about)
-        # purge_step hides what a crash left beyond the checkpoint
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+        self._write_log()
+        # purge_step hides what a crash left beyond the checkpoint; an epoch's events follow it
+        purge_step = state.step + (state.progress.steps == 0)
+        with self._reported():
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
 
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
         checkpoint = self.folder / CHECKPOINT
-        if kind is KeyboardInterrupt and checkpoint.exists():
-            self.line(f"interrupted; --resume {checkpoint} resumes")
-        self.writer.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and checkpoint.exists():
+            by = f" by {error}" if str(error) else ""
+            self.line(f"interrupted{by}; --resume {checkpoint} resumes")
+        try:
+            with self._reported():
+                self.writer.close()
+        except InputError:
+            if kind is None:  # else the first fault is the one to tell
+                raise
 
     def _unused(self, pattern: str) -> Path:
         number = 1
@@ -89,18 +118,71 @@ class RunFolder:
                 path.rename(target / path.name)
             print(f"{self.folder} held a run; it was moved to {target}.")
 
+    def _write_log(self):
+        write_text(self.folder / LOG, "".join(line + "\n" for line in self.state.log))
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Names the folder where it cannot be written to, or is gone."""
+        if not self.folder.is_dir():
+            raise InputError(
+                f"{self.folder} is gone, and with it the checkpoints of this run; give another "
+                "folder, or start again"
+            )
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{self.folder} cannot be written to ({reason}); see to the disk, then resume"
+            ) from error
+
     def line(self, text: str) -> None:
         """One line on the screen and in log.txt."""
         tqdm.write(text)
-        with open(self.folder / "log.txt", "a") as file:
-            file.write(text + "\n")
+        self.state.log.append(text)
+        with self._reported():
+            self._write_log()
 
     def scalars(self, group: str, values: dict[str, float], step: int) -> None:
         """Values for TensorBoard as `<group>/<name>`."""
-        for name, value in values.items():
-            self.writer.add_scalar(f"{group}/{name}", value, step)
+        with self._reported():
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """An image (H, W, 3) uint8 for TensorBoard."""
-        self.writer.add_image(name, image, step, dataformats="HWC")
-        self.writer.flush()
+        with self._reported():
+            self.writer.add_image(name, image, step, dataformats="HWC")
+
+    def save(self) -> None:
+        """Writes the checkpoint; the one before stays as PREVIOUS."""
+        with self._reported():
+            self.writer.flush()  # no event of what the checkpoint holds is lost
+            write_file(self.folder / CHECKPOINT, self.state.state_dict(), self.folder / PREVIOUS)
+
+    def save_best(self) -> None:
+        """Writes the weights as those of the best epoch."""
+        with self._reported():
+            write_file(self.folder / BEST, self.state.weights_dict())
+
+    def skipped(self, batch: dict, values: dict[str, float]) -> None:
+        """Logs a batch whose step was skipped, and keeps the first ones for a look.
+
+        Args:
+            batch: of images.
+            values: of its losses and the norm of the gradient.
+        """
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        text = f"step {self.state.step} was skipped, it is not finite: {found}; "
+        text += f"images {', '.join(batch['name'])}"
+        if len(list(self.folder.glob(SKIPPED.format("*")))) < MOST_SKIPPED_FILES:
+            path = self.folder / SKIPPED.format(self.state.step)
+            arrays: dict = {
+                k: v.cpu().numpy() if isinstance(v, torch.Tensor) else np.array(v)
+                for k, v in batch.items()
+            }
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+            text += f"; {path.name} holds them"
+        self.line(text)

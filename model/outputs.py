@@ -59,6 +59,7 @@ class Prediction:
 
     coarse: the estimate of stage 1.
     refined: the estimate of the refiner, None where there is none.
+    fitted: the answer fitted to labels at test time, None where it was not.
     trans: (B, 3). pose: (B, 3 J) axis-angle, radians.
     betas: (B, 20). betas_logscale: (B, 6) or None.
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
@@ -73,12 +74,15 @@ class Prediction:
     features: ImageFeatures
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None
+    fitted: Estimate | None = None
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """The estimates by name: `coarse` and, where there is one, `refined`."""
-        return {"coarse": self.coarse} | ({"refined": self.refined} if self.refined else {})
+        """The estimates that there are by name, `coarse`, `refined`, `fitted`."""
+        found = {"coarse": self.coarse, "refined": self.refined, "fitted": self.fitted}
+        return {name: estimate for name, estimate in found.items() if estimate}
 
     @property
     def finest(self) -> Estimate:
-        return self.refined or self.coarse
+        """The last of them."""
+        return self.fitted or self.refined or self.coarse

@@ -12,7 +12,13 @@ that plane. Both sides of a face are seen.
 Backends compute the same thing: "torch" (plain PyTorch on any device, the readable reference),
 "numba" (CPU), "triton" (CUDA) and "pytorch3d" (where that package is installed). "auto" takes
 Triton on CUDA, Numba on the CPU where it is installed, and plain PyTorch elsewhere and for float64,
-which only plain PyTorch computes in. A backend is imported when it is first used.
+which only plain PyTorch computes in. A backend is imported when it is first used. `check` compares
+a backend with plain PyTorch on a device before work starts; "auto" does so on a CUDA device when it
+is first used there, and falls back to plain PyTorch, with a warning that says why.
+
+Soft silhouettes of "triton" differ in the last bits from run to run, and raise an error under
+`torch.use_deterministic_algorithms(True)`; the other backends repeat themselves. Indices of faces
+are checked once for a tensor, and again after it was written to in place.
 
 What counts, on every backend:
   - a face is left out, with zero gradient, when a coordinate of its corners is not finite or
@@ -30,12 +36,14 @@ What counts, on every backend:
 import importlib
 import importlib.util
 import math
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 BACKENDS = {  # name: (module of this package, package that it needs)
     "torch": ("torch_reference", "torch"),
@@ -141,13 +149,67 @@ def rasterize(
 def choose_backend(backend: str, verts: Tensor) -> str:
     """The backend that `backend` stands for with these vertices: "auto" is resolved."""
     if backend == "auto":
-        fast = {"cuda": "triton", "cpu": "numba"}.get(verts.device.type, "torch")
-        single = verts.dtype == torch.float32
-        return fast if single and _installed(BACKENDS[fast][1]) else "torch"
+        name = _fastest(verts)
+        if name == "triton" and (name, verts.device) not in _faults:
+            check(verts.device)
+        return "torch" if _faults.get((name, verts.device)) else name
     if backend not in BACKENDS:
         names = ", ".join(BACKENDS)
         raise ValueError(f"unknown renderer backend {backend!r}: expected one of auto, {names}")
     return backend
+
+
+def _fastest(verts: Tensor) -> str:
+    name = {"cuda": "triton", "cpu": "numba"}.get(verts.device.type, "torch")
+    return name if verts.dtype == torch.float32 and _installed(BACKENDS[name][1]) else "torch"
+
+
+def check(device: torch.device | str, backend: str = "auto") -> str:
+    """Compare a backend with plain PyTorch on a device, in a few small scenes, once per device.
+
+    Args:
+        device: where the vertices will be.
+        backend: "auto" or a key of BACKENDS; "torch" and "pytorch3d" are only imported.
+
+    Returns:
+        The backend to use; "torch", with a warning that says why, where that of "auto" fails.
+
+    Raises:
+        ModuleNotFoundError: if the backend's package is not installed.
+        RuntimeError: if the backend fails and is not "auto", or leaves the device unusable.
+    """
+    verts = torch.zeros(0, 3, 3, device=device)
+    name = _fastest(verts) if backend == "auto" else backend
+    module = _load(name, verts)
+    if name not in ("numba", "triton"):
+        return name
+    if (name, verts.device) not in _faults:
+        _faults[name, verts.device] = _fault(name, module, verts.device)
+    fault = _faults[name, verts.device]
+    if fault and backend != "auto":
+        raise RuntimeError(fault)
+    if fault:
+        warnings.warn(f"{fault}; using 'torch' instead", stacklevel=2)
+    return "torch" if fault else name
+
+
+_faults: dict[tuple[str, torch.device], str | None] = {}  # what `check` found; None: no fault
+
+
+def _fault(name: str, module: ModuleType, device: torch.device) -> str | None:
+    """What is wrong with a backend on a device, as a sentence."""
+    from render.self_check import compare
+
+    start = f"the renderer backend {name!r} does not work on {device}: it "
+    try:
+        wrong = compare(module, device)
+    except Exception as error:  # of a compiler, a driver, a folder: plain PyTorch needs none
+        wrong = f"stops with {type(error).__name__}: {str(error).strip()[:500]}"
+        try:
+            torch.zeros(1, device=device).cpu()
+        except RuntimeError as failure:  # after an illegal access nothing works in this process
+            raise RuntimeError(f"{start}{wrong}, and leaves the device unusable") from failure
+    return wrong and start + wrong
 
 
 @lru_cache
@@ -185,7 +247,7 @@ def _check(verts: Tensor, faces: Tensor, image_size: int | tuple[int, int]) -> t
     _require(right, "faces", "int32 or int64", faces.dtype, TypeError)
     _require(faces.device == verts.device, "faces", f"on {verts.device} as verts", faces.device)
     if faces.numel():
-        lowest, highest = (int(x) for x in faces.aminmax())
+        lowest, highest = _range(faces)
         right = lowest >= 0 and highest < verts.shape[1]
         found = f"{lowest} to {highest}"
         _require(right, "faces", f"indices of the {verts.shape[1]} vertices", found)
@@ -193,6 +255,20 @@ def _check(verts: Tensor, faces: Tensor, image_size: int | tuple[int, int]) -> t
     right = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_whole, size))
     _require(right, "image_size", "a whole number above 0 or a pair (H, W) of them", image_size)
     return size[0], size[1]
+
+
+_ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of faces: version, range
+
+
+def _range(faces: Tensor) -> tuple[int, int]:
+    """Lowest and highest index, read from the device once for each tensor and version of it."""
+    if faces.is_inference():  # has no version
+        return tuple(torch.stack(faces.aminmax()).tolist())
+    version, value = _ranges.get(faces, (None, None))
+    if version != faces._version:
+        value = tuple(torch.stack(faces.aminmax()).tolist())
+        _ranges[faces] = faces._version, value
+    return value
 
 
 def _whole(value: object) -> bool:

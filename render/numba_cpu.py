@@ -2,10 +2,14 @@
 
 The product of 1 + exp(-d / sigma) over the faces (d: squared distance in the plane, negative
 inside) is one pass over the faces; the silhouette is 1 - 1 / product. A face touches the pixels of
-its bounding box widened by the reach of the blur, LANES pixels of a row at a time, which the
-compiler turns into vector instructions. The backward pass repeats the distances and sums each
-face's gradient over its pixels, so only the product is kept: arrays are (B, H, W) or of the
+its bounding box widened by the reach of the blur. The backward pass repeats the distances and sums
+each face's gradient over its pixels, so only the product is kept: arrays are (B, H, W) or of the
 vertices' size.
+
+Both passes work on GROUP faces at a time, in loops that the compiler turns into vector
+instructions: `_set_up` over the faces; then, face by face, `_factors` over all pixels of the box,
+one row after another without gaps, or `_pull` over those that are not opaque, copied together from
+lists that are made once for each row.
 
 Each piece of work (an image and a band of rows) is one serial call without the interpreter lock,
 taken from a queue by the calling thread and by helpers of a thread pool, as many as
@@ -24,18 +28,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from render import torch_reference
 from render.torch_reference import MAX_COORDINATE, MIN_DOUBLED_AREA, MIN_SQUARED_EDGE, Size
 
-LANES = 16  # pixels computed together; rows are padded by as many
-F = np.float32
+LANES = 16  # pixels copied together; rows are padded by as many
+F, U = np.float32, np.uint64  # unsigned indices need no check for negative ones
 ZERO, ONE, FAR = F(0), F(1), F(np.inf)
 LIMIT, NO_AREA, SHORT = F(MAX_COORDINATE), F(MIN_DOUBLED_AREA), F(MIN_SQUARED_EDGE)
 MOST = F(1e30)  # of a product: far beyond what still changes the silhouette, and no overflow
 OPAQUE = F(2**26)  # a pixel with this product is 1 to the last bit and has no gradient
+STEP, GROUP, ROOM = 32, U(32), 1024  # faces, and pixels of them, that are worked on together
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
 def _jit(**options) -> Callable:
@@ -69,11 +78,11 @@ class _SoftSilhouette(torch.autograd.Function):
         mesh, corners = _arrays(verts, faces)
         silhouette = np.empty((len(mesh), *size), np.float32)
         product = np.empty((len(mesh), size[0], size[1] + LANES), np.float32)
-        scale, reach, limit = _units(sigma, blur_radius)
+        units, centres = _units(sigma, blur_radius), (_centres(size[1]), -_centres(size[0]))
 
         def work(b: int, band: int, top: int, bottom: int) -> None:
-            arrays = mesh[b], corners, product[b], silhouette[b]
-            _soft_forward(*arrays, top, bottom, scale, reach, limit)
+            arrays = mesh[b], corners, product[b], silhouette[b], *centres
+            _soft_forward(*arrays, top, bottom, units)
 
         _distribute(work, len(mesh), size[0], _bands(len(mesh), size[0]))
         ctx.save_for_backward(verts, faces, torch.from_numpy(product))
@@ -89,15 +98,22 @@ class _SoftSilhouette(torch.autograd.Function):
         product, upstream = product.numpy(), grad_silhouette.contiguous().numpy()
         bands = _bands(len(mesh), size[0])
         grad = np.zeros((len(mesh), bands, verts.shape[1], 2), np.float32)
-        scale, reach, limit = _units(sigma, blur_radius)
+        units, centres = _units(sigma, blur_radius), (_centres(size[1]), -_centres(size[0]))
 
         def work(b: int, band: int, top: int, bottom: int) -> None:
-            arrays = mesh[b], corners, product[b], upstream[b], grad[b, band]
-            _soft_backward(*arrays, top, bottom, scale, reach, limit)
+            arrays = mesh[b], corners, product[b], upstream[b], grad[b, band], *centres
+            _soft_backward(*arrays, top, bottom, units)
 
         _distribute(work, len(mesh), size[0], bands)
         grad_verts = np.zeros(verts.shape, np.float32)
-        np.multiply(grad.sum(1), F(-2 * math.log(2)), out=grad_verts[..., :2])
+        np.multiply(grad.sum(1), F(-2 / sigma), out=grad_verts[..., :2])
+        for b in np.flatnonzero(~np.isfinite(upstream.sum((1, 2)))):  # the kernel knows no NaN
+            with torch.enable_grad():
+                plain = verts[b : b + 1].detach().requires_grad_()
+                silhouette = torch_reference.soft_silhouette(plain, faces, *ctx.settings)
+                grad_verts[b] = torch.autograd.grad(silhouette, plain, grad_silhouette[b : b + 1])[
+                    0
+                ]
         return torch.from_numpy(grad_verts), None, None, None, None
 
 
@@ -217,26 +233,179 @@ def _doubled_area(verts, i, j, k):
 
 
 @exact
-def _edge(verts, start, end, turn, scale):
-    """Origin x, y, scaled direction x, y and length, 1 / length, inside (+-1), unscaled length.
+def _gather(verts, faces, face, height, top, bottom, reach, owners, corners):
+    """Corners of the next faces that may reach rows top to bottom - 1; their number, the end."""
+    high = ONE - F(2 * top) / F(height) + reach
+    low = ONE - F(2 * bottom) / F(height) - reach
+    count = U(0)
+    while face < len(faces) and count < GROUP:
+        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
+        yi, yj, yk = verts[i, 1], verts[j, 1], verts[k, 1]
+        if not ((yi > high and yj > high and yk > high) or (yi < low and yj < low and yk < low)):
+            owners[count] = face
+            corners[count], corners[GROUP + count] = verts[i, 0], yi
+            corners[U(2) * GROUP + count], corners[U(3) * GROUP + count] = verts[i, 2], verts[j, 0]
+            corners[U(4) * GROUP + count], corners[U(5) * GROUP + count] = yj, verts[j, 2]
+            corners[U(6) * GROUP + count], corners[U(7) * GROUP + count] = verts[k, 0], yk
+            corners[U(8) * GROUP + count] = verts[k, 2]
+            count += U(1)
+        face += 1
+    return count, face
 
-    A short edge counts as its end point: its origin, with a length of 0 (and 1 / length of 0).
+
+@exact
+def _edge(x, y, from_x, from_y, short_x, short_y, turn, scale):
+    """An edge of vector x, y as numbers e, in scaled units where nothing else is said.
+
+    Away from it, inside positive: e0 x + e1 y + e2. Along it: e3 x + e4 y + e5, from 0 to e6, as a
+    fraction e7 along + e8, and as an unscaled point (e10, e11) along + (e12, e13). e9: length,
+    unscaled.
     """
-    x, y = verts[end, 0] - verts[start, 0], verts[end, 1] - verts[start, 1]
     squared = x * x + y * y
     length = np.sqrt(squared)
     factor = scale / length if length > ZERO else ZERO
-    if squared <= SHORT:
-        return verts[end, 0], verts[end, 1], x * factor, y * factor, ZERO, ZERO, turn, length
-    origin_x, origin_y, scaled = verts[start, 0], verts[start, 1], length * scale
-    return origin_x, origin_y, x * factor, y * factor, scaled, ONE / scaled, turn, length
+    x, y = x * factor, y * factor
+    short = squared <= SHORT  # counts as its end point
+    from_x, from_y = short_x if short else from_x, short_y if short else from_y
+    across_x, across_y = -turn * y, turn * x
+    away, along = -(across_x * from_x + across_y * from_y), -(x * from_x + y * from_y)
+    scaled = ZERO if short else length * scale
+    part = ZERO if short else ONE / (length * scale)
+    last = ONE if short else ZERO
+    unit = scale * scale
+    line = across_x, across_y, away, x, y, along, scaled, part, last, length
+    return line + (x / unit, y / unit, from_x, from_y)
+
+
+@exact
+def _store(table, n, e):
+    """Write the numbers of an edge of face n."""
+    table[n], table[1 * STEP + n], table[2 * STEP + n] = e[0], e[1], e[2]
+    table[3 * STEP + n], table[4 * STEP + n], table[5 * STEP + n] = e[3], e[4], e[5]
+    table[6 * STEP + n], table[7 * STEP + n], table[8 * STEP + n] = e[6], e[7], e[8]
+    table[9 * STEP + n], table[10 * STEP + n], table[11 * STEP + n] = e[9], e[10], e[11]
+    table[12 * STEP + n], table[13 * STEP + n] = e[12], e[13]
+
+
+@exact
+def _set_up(corners, count, size, band, reach, scale, boxes, table):
+    """Boxes (first row, end row, first column, end column) and edges of faces, in coordinates from
+    their first corners; numbers of a kind lie together. Faces that are left out get no rows.
+    """
+    half_height, half_width = F(size[0]) / F(2), F(size[1]) / F(2)
+    top, bottom, width = F(band[0]), F(band[1]), F(size[1])
+    margin = F(0.501)  # 0.001 against rounding
+    for n in range(np.int64(count)):
+        xi, yi, zi = corners[n], corners[STEP + n], corners[2 * STEP + n]
+        xj, yj, zj = corners[3 * STEP + n], corners[4 * STEP + n], corners[5 * STEP + n]
+        xk, yk, zk = corners[6 * STEP + n], corners[7 * STEP + n], corners[8 * STEP + n]
+        usable = (abs(xi) <= LIMIT) & (abs(yi) <= LIMIT) & (abs(zi) <= LIMIT)
+        usable &= (abs(xj) <= LIMIT) & (abs(yj) <= LIMIT) & (abs(zj) <= LIMIT)
+        usable &= (abs(xk) <= LIMIT) & (abs(yk) <= LIMIT) & (abs(zk) <= LIMIT)
+        area = (yi - yj) * (xk - xj) - (xi - xj) * (yk - yj)
+        usable &= abs(area) > NO_AREA
+        high, low = max(yi, max(yj, yk)) + reach, min(yi, min(yj, yk)) - reach
+        left, right = min(xi, min(xj, xk)) - reach, max(xi, max(xj, xk)) + reach
+        first = min(max(np.ceil((ONE - high) * half_height - margin), top), bottom)
+        end = min(max(np.floor((ONE - low) * half_height + margin), top), bottom)
+        left = min(max(np.ceil((ONE + left) * half_width - margin), ZERO), width)
+        right = min(max(np.floor((ONE + right) * half_width + margin), ZERO), width)
+        boxes[n] = first if usable else top
+        boxes[STEP + n] = end if usable else top
+        boxes[2 * STEP + n] = left if usable else ZERO
+        boxes[3 * STEP + n] = right if usable else ZERO
+        turn = ONE if area > ZERO else -ONE
+        ax, ay, cx, cy = xj - xi, yj - yi, xk - xi, yk - yi
+        a = _edge(ax, ay, ZERO, ZERO, ax, ay, turn, scale)
+        b = _edge(xk - xj, yk - yj, ax, ay, cx, cy, turn, scale)
+        c = _edge(cx, cy, ZERO, ZERO, cx, cy, -turn, scale)
+        _store(table, n, a)
+        _store(table, 14 * STEP + n, b)
+        _store(table, 28 * STEP + n, c)
+
+
+@exact
+def _pieces(boxes, count, n, row, room, pieces):
+    """Pieces of faces, of whole rows, that fit in `room` pixels, from a face and row on.
+
+    A piece is first row, end row, first column, end column, where its pixels start, and the face.
+    """
+    done, pixels = 0, U(0)
+    while n < count:
+        first, end = max(U(boxes[n]), row), U(boxes[GROUP + n])
+        left, right = U(boxes[U(2) * GROUP + n]), U(boxes[U(3) * GROUP + n])
+        if first < end and left < right:
+            across = right - left
+            down = min(end - first, (room - pixels) // across)
+            if down == U(0):
+                break
+            piece = pieces[done]
+            piece[0], piece[1], piece[2], piece[3] = first, first + down, left, right
+            piece[4], piece[5] = pixels, n
+            pixels += (down * across + U(7)) // U(8) * U(8)
+            done += 1
+            if first + down < end:
+                row = first + down
+                break
+        n, row = n + U(1), U(0)
+    return done, n, row
 
 
 @fast
-def _place(edge, x, y):
-    """A point by an edge, scaled: distance from its line, positive inside, and along it."""
-    dx, dy = x - edge[0], y - edge[1]
-    return edge[6] * (edge[2] * dy - edge[3] * dx), edge[2] * dx + edge[3] * dy
+def _near(edge, x, y):
+    """Distance from an edge's line, nearest point along it, and squared distance from the edge."""
+    away = edge[0] * x + (edge[1] * y + edge[2])
+    along = edge[3] * x + (edge[4] * y + edge[5])
+    at = min(max(along, ZERO), edge[6])
+    past = along - at
+    return away, at, away * away + past * past
+
+
+def _window(context, builder, array_type, array, index):
+    """Pointer to LANES numbers of a 1-D array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), VECTOR.as_pointer())
+
+
+@intrinsic
+def _copy(typing, target, to, source, start):
+    """Copy LANES numbers between 1-D arrays; indices are not checked."""
+
+    def generate(context, builder, signature, arguments):
+        source = _window(context, builder, signature.args[2], *arguments[2:])
+        target = _window(context, builder, signature.args[0], *arguments[:2])
+        builder.store(builder.load(source, align=4), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, start), generate
+
+
+@intrinsic
+def _multiply(typing, target, to, source, start, count, most):
+    """Multiply the first `count` of LANES numbers, up to `most`; indices are not checked."""
+
+    def generate(context, builder, signature, arguments):
+        source = _window(context, builder, signature.args[2], *arguments[2:4])
+        target = _window(context, builder, signature.args[0], *arguments[:2])
+        old, factor = builder.load(target, align=4), builder.load(source, align=4)
+        most, one = _spread(builder, arguments[5]), ir.Constant(VECTOR, [1.0] * LANES)
+        count = _spread(builder, builder.trunc(arguments[4], ir.IntType(32)))
+        lane = ir.Constant(count.type, list(range(LANES)))
+        factor = builder.select(builder.icmp_signed("<", lane, count), factor, one)
+        new = builder.fmul(old, factor)
+        new = builder.select(builder.fcmp_ordered("<", new, most), new, most)
+        builder.store(new, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, start, count, most), generate
+
+
+def _spread(builder, value):
+    """A vector of LANES equal numbers."""
+    vector = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    vector = builder.insert_element(vector, value, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(vector, vector, lanes)
 
 
 @fast
@@ -253,150 +422,223 @@ def _power_of_two(x):
 
 
 @fast
-def _soft_forward(verts, faces, product, silhouette, top, bottom, scale, reach, limit):
-    height, width = silhouette.shape
-    step = F(2) / F(width)
-    product[top:bottom] = ONE
-    for f in range(len(faces)):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-        box = _box(verts, i, j, k, height, width, top, bottom, reach)
-        first_row, end_row, first_column, end_column = box
-        if first_row >= end_row or first_column >= end_column:
-            continue
-        turn = ONE if _doubled_area(verts, i, j, k) > ZERO else -ONE
-        a, b = _edge(verts, i, j, turn, scale), _edge(verts, j, k, turn, scale)
-        c = _edge(verts, i, k, -turn, scale)
-        # Depth of the corner across each edge, times the edge's length.
-        za, zb, zc = verts[k, 2] * a[7], verts[i, 2] * b[7], verts[j, 2] * c[7]
-        for row in range(first_row, end_row):
-            y = ONE - F(2 * row + 1) / F(height)
-            for column in range(first_column, end_column, LANES):
-                x = F(2 * column + 1) / F(width) - ONE
-                side_a, along_a = _place(a, x, y)
-                side_b, along_b = _place(b, x, y)
-                side_c, along_c = _place(c, x, y)
-                window = product[row, column : column + LANES]
-                for lane in range(LANES):
-                    dx = F(lane) * step
-                    na = side_a - a[6] * a[3] * dx
-                    nb = side_b - b[6] * b[3] * dx
-                    nc = side_c - c[6] * c[3] * dx
-                    ta, tb, tc = along_a + a[2] * dx, along_b + b[2] * dx, along_c + c[2] * dx
-                    ea = ta - min(max(ta, ZERO), a[4])
-                    eb = tb - min(max(tb, ZERO), b[4])
-                    ec = tc - min(max(tc, ZERO), c[4])
-                    squared = min(na * na + ea * ea, min(nb * nb + eb * eb, nc * nc + ec * ec))
-                    inside = min(na, min(nb, nc)) > ZERO
-                    logit = squared if inside else -squared
-                    odds = _power_of_two(min(max(logit, F(-100)), F(25)))
-                    deep = max(na, ZERO) * za + max(nb, ZERO) * zb + max(nc, ZERO) * zc
-                    counts = (inside | (squared < limit)) & (deep >= ZERO)
-                    window[lane] = min(window[lane] * (ONE + (odds if counts else ZERO)), MOST)
-    for row in range(top, bottom):
-        for column in range(width):
-            silhouette[row, column] = ONE - ONE / product[row, column]
-
-
-@reorder
-def _total(sums, quantity):
-    total = ZERO
-    for lane in range(LANES):
-        total += sums[quantity * LANES + lane]
-    return total
-
-
-@exact
-def _add_edge(grad, start, end, edge, sums, quantity):
-    """Add an edge's gradient to its corners, from sums over pixels of w n, w e, w n t, w e t."""
-    origin = end if edge[4] == ZERO else start
-    n, e = _total(sums, quantity), _total(sums, quantity + 1)
-    nt, et = _total(sums, quantity + 2) * edge[5], _total(sums, quantity + 3) * edge[5]
-    ux, uy, vx, vy = (
-        edge[2],
-        edge[3],
-        -edge[6] * edge[3],
-        edge[6] * edge[2],
-    )  # along the edge, and to the inside
-    far_x, far_y = vx * nt + ux * et, vy * nt + uy * et
-    grad[origin, 0] += vx * n + ux * e - far_x
-    grad[origin, 1] += vy * n + uy * e - far_y
-    grad[end, 0] += far_x
-    grad[end, 1] += far_y
+def _odds(away_a, away_b, away_c, squared, limit):
+    """exp(logit) of a face at a pixel, 0 where it does not count, and whether that is inside."""
+    inside = min(away_a, min(away_b, away_c)) > ZERO
+    squared_or_100 = min(squared, F(100))
+    odds = _power_of_two(squared_or_100 if inside else -squared_or_100)
+    return odds if inside | (squared < limit) else ZERO, inside
 
 
 @fast
-def _soft_backward(verts, faces, product, upstream, grad, top, bottom, scale, reach, limit):
-    height, width = upstream.shape
-    step = F(2) / F(width)
-    # Gradient by a pixel's logits over their sigmoids, 0 where opaque; and which blocks have any.
-    weight = np.zeros((bottom - top, width + LANES), np.float32)
-    alive = np.zeros((bottom - top, width // LANES + 2), np.bool_)
-    for row in range(top, bottom):
+def _edge_of(t, n):
+    """The numbers of one edge of face n."""
+    near = t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n], t[U(4) * GROUP + n]
+    n += U(5) * GROUP
+    part = t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n], t[U(4) * GROUP + n]
+    n += U(5) * GROUP
+    return near + part + (t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n])
+
+
+@fast
+def _edges_of(table, n):
+    step = U(14) * GROUP
+    return _edge_of(table, n), _edge_of(table, step + n), _edge_of(table, step + step + n)
+
+
+@fast
+def _place(n, across, part, grid):
+    """Coordinates of pixel n of a box with so many columns (part: 1 / columns)."""
+    pixel = F(np.int32(n))
+    row = np.floor((pixel + F(0.5)) * part)
+    return grid[0] + grid[1] * (pixel - row * across), grid[2] + grid[3] * row
+
+
+@fast
+def _factors(factors, across, grid, a, b, c, limit):
+    """1 + exp(logit) of a face at the pixels of a box."""
+    part = ONE / across
+    for n in range(len(factors)):
+        x, y = _place(n, across, part, grid)
+        away_a, _, squared_a = _near(a, x, y)
+        away_b, _, squared_b = _near(b, x, y)
+        away_c, _, squared_c = _near(c, x, y)
+        squared = min(squared_a, min(squared_b, squared_c))
+        odds, _ = _odds(away_a, away_b, away_c, squared, limit)
+        factors[n] = ONE + odds
+
+
+@fast
+def _behind(a, b, c, depths, x, y):
+    """Whether a face is behind the camera at a pixel, or at its point that is nearest there."""
+    depth = max(_near(a, x, y)[0], ZERO) * a[9] * depths[2]
+    depth += max(_near(b, x, y)[0], ZERO) * b[9] * depths[0]
+    return depth + max(_near(c, x, y)[0], ZERO) * c[9] * depths[1] < ZERO
+
+
+@exact
+def _work_space():
+    """Faces, their corners, boxes and edges, and pieces of them, for GROUP faces at a time."""
+    group = int(GROUP)
+    owners, corners = np.empty(group, np.int64), np.zeros(9 * group, np.float32)
+    boxes, table = np.zeros(4 * group, np.float32), np.zeros(42 * group, np.float32)
+    return owners, corners, boxes, table, np.empty((group, 6), np.uint64)
+
+
+@fast
+def _soft_forward(verts, faces, product, silhouette, columns, rows, top, bottom, units):
+    height, width = silhouette.shape
+    scale, reach, limit = units
+    lanes, stride = U(LANES), U(product.shape[1])
+    room = U((max(ROOM, width) + 7) // 8 * 8)
+    factors, product = np.empty(room + U(8) * GROUP, np.float32), product.reshape(-1)
+    product[U(top) * stride : U(bottom) * stride] = ONE
+    owners, corners, boxes, table, pieces = _work_space()
+    step_x, step_y = F(2) / F(width), F(-2) / F(height)
+    face, faces_here, n, row = 0, U(0), U(0), U(0)
+    while True:
+        if n == faces_here:
+            faces_here, face = _gather(
+                verts, faces, face, height, top, bottom, reach, owners, corners
+            )
+            if faces_here == U(0):
+                break
+            _set_up(corners, faces_here, (height, width), (top, bottom), reach, scale, boxes, table)
+            n = U(0)
+        count, n, row = _pieces(boxes, faces_here, n, row, room, pieces)
+        for piece in range(count):
+            first, end, left, right, start, f = pieces[piece]
+            a, b, c = _edges_of(table, f)
+            pixels = ((end - first) * (right - left) + U(7)) // U(8) * U(8)
+            x0, y0 = columns[left] - corners[f], rows[first] - corners[GROUP + f]
+            grid = x0, step_x, y0, step_y
+            across, here = F(np.int32(right - left)), factors[start : start + pixels]
+            _factors(here, across, grid, a, b, c, limit)
+            depths = corners[U(2) * GROUP + f], corners[U(5) * GROUP + f], corners[U(8) * GROUP + f]
+            if min(depths) < ZERO:
+                for pixel in range(len(here)):
+                    x, y = _place(pixel, across, ONE / across, grid)
+                    here[pixel] = ONE if _behind(a, b, c, depths, x, y) else here[pixel]
+        for piece in range(count):
+            first, end, left, right, start, _ = pieces[piece]
+            for line in range(first, end):
+                for column in range(left, right, lanes):
+                    at = line * stride + column
+                    _multiply(product, at, factors, start + (column - left), right - column, MOST)
+                start += right - left
+    for line in range(top, bottom):
         for column in range(width):
-            if product[row, column] < OPAQUE and product[row, column] > ONE:
-                weight[row - top, column] = upstream[row, column] / product[row, column]
-                alive[row - top, column // LANES] |= upstream[row, column] != ZERO
-    sums = np.empty(13 * LANES, np.float32)  # by quantity and lane; the last is the window's weight
-    for f in range(len(faces)):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-        box = _box(verts, i, j, k, height, width, top, bottom, reach)
-        first_row, end_row, first_column, end_column = box
-        if first_row >= end_row or first_column >= end_column:
-            continue
-        turn = ONE if _doubled_area(verts, i, j, k) > ZERO else -ONE
-        a, b = _edge(verts, i, j, turn, scale), _edge(verts, j, k, turn, scale)
-        c = _edge(verts, i, k, -turn, scale)
-        za, zb, zc = verts[k, 2] * a[7], verts[i, 2] * b[7], verts[j, 2] * c[7]
-        for quantity in range(12 * LANES):
-            sums[quantity] = ZERO
-        for row in range(first_row, end_row):
-            y = ONE - F(2 * row + 1) / F(height)
-            for column in range(first_column, end_column, LANES):
-                if not (alive[row - top, column // LANES] or alive[row - top, column // LANES + 1]):
-                    continue
-                x = F(2 * column + 1) / F(width) - ONE
-                side_a, along_a = _place(a, x, y)
-                side_b, along_b = _place(b, x, y)
-                side_c, along_c = _place(c, x, y)
-                window = weight[row - top, column : column + LANES]
-                for lane in range(LANES):
-                    sums[12 * LANES + lane] = window[lane]
-                for lane in range(LANES):
-                    dx = F(lane) * step
-                    na = side_a - a[6] * a[3] * dx
-                    nb = side_b - b[6] * b[3] * dx
-                    nc = side_c - c[6] * c[3] * dx
-                    ta, tb, tc = along_a + a[2] * dx, along_b + b[2] * dx, along_c + c[2] * dx
-                    pa, pb = min(max(ta, ZERO), a[4]), min(max(tb, ZERO), b[4])
-                    pc = min(max(tc, ZERO), c[4])
-                    ea, eb, ec = ta - pa, tb - pb, tc - pc
-                    da, db, dc = na * na + ea * ea, nb * nb + eb * eb, nc * nc + ec * ec
-                    squared = min(da, min(db, dc))
-                    inside = min(na, min(nb, nc)) > ZERO
-                    logit = squared if inside else -squared
-                    odds = _power_of_two(min(max(logit, F(-100)), F(25)))
-                    deep = max(na, ZERO) * za + max(nb, ZERO) * zb + max(nc, ZERO) * zc
-                    counts = (inside | (squared < limit)) & (deep >= ZERO)
-                    w = sums[12 * LANES + lane] * odds / (ONE + odds)
-                    w = (w if inside else -w) if counts else ZERO
-                    wa = w if da == squared else ZERO
-                    wb = w if (db == squared) & (da != squared) else ZERO
-                    wc = w if (db != squared) & (da != squared) else ZERO
-                    sums[lane] += wa * na
-                    sums[LANES + lane] += wa * ea
-                    sums[2 * LANES + lane] += wa * na * pa
-                    sums[3 * LANES + lane] += wa * ea * pa
-                    sums[4 * LANES + lane] += wb * nb
-                    sums[5 * LANES + lane] += wb * eb
-                    sums[6 * LANES + lane] += wb * nb * pb
-                    sums[7 * LANES + lane] += wb * eb * pb
-                    sums[8 * LANES + lane] += wc * nc
-                    sums[9 * LANES + lane] += wc * ec
-                    sums[10 * LANES + lane] += wc * nc * pc
-                    sums[11 * LANES + lane] += wc * ec * pc
-        _add_edge(grad, i, j, a, sums, 0)
-        _add_edge(grad, j, k, b, sums, 4)
-        _add_edge(grad, i, k, c, sums, 8)
+            silhouette[line, column] = ONE - ONE / product[U(line) * stride + U(column)]
+
+
+@reorder
+def _pull(xs, ys, weights, count, origin, a, b, c, limit):
+    """Sums over pixels of the pull at a face, and of its parts at corners j and k: x, y each."""
+    sum_x = sum_y = jx = jy = kx = ky = ZERO
+    for n in range(count):
+        x, y = xs[n] - origin[0], ys[n] - origin[1]
+        away_a, at_a, squared_a = _near(a, x, y)
+        away_b, at_b, squared_b = _near(b, x, y)
+        away_c, at_c, squared_c = _near(c, x, y)
+        squared = min(squared_a, min(squared_b, squared_c))
+        odds, inside = _odds(away_a, away_b, away_c, squared, limit)
+        weight = weights[n] * odds / (ONE + odds)
+        weight = weight if inside else -weight
+        in_a, in_b = squared_a == squared, squared_b == squared
+        near_x, near_y = at_c * c[10] + c[12], at_c * c[11] + c[13]
+        j, k = ZERO, at_c * c[7] + c[8]
+        if in_b:
+            near_x, near_y = at_b * b[10] + b[12], at_b * b[11] + b[13]
+            k = at_b * b[7] + b[8]
+            j = ONE - k
+        if in_a:
+            near_x, near_y = at_a * a[10] + a[12], at_a * a[11] + a[13]
+            j, k = at_a * a[7] + a[8], ZERO
+        to_x, to_y = weight * (x - near_x), weight * (y - near_y)
+        sum_x += to_x
+        sum_y += to_y
+        jx += j * to_x
+        jy += j * to_y
+        kx += k * to_x
+        ky += k * to_y
+    return sum_x, sum_y, jx, jy, kx, ky
+
+
+@fast
+def _soft_backward(verts, faces, product, upstream, grad, columns, rows, top, bottom, units):
+    height, width = upstream.shape
+    scale, reach, limit = units
+    # Per row, the pixels that are not opaque: place and weight (gradient by a pixel's logits over
+    # their sigmoids), and where those of each column start.
+    lanes, top_row, stride = U(LANES), U(top), U(width + LANES)
+    area = U(bottom - top) * stride
+    places, weights = np.zeros(area, np.float32), np.zeros(area, np.float32)
+    heights, before = np.zeros(area, np.float32), np.empty(area, np.uint64)
+    for line in range(top, bottom):
+        start = at = (U(line) - top_row) * stride
+        for column in range(width):
+            before[start + U(column)] = at
+            whole = product[line, column]
+            places[at], heights[at] = columns[column], rows[line]
+            weights[at] = upstream[line, column] / whole
+            alive = whole < OPAQUE and whole > ONE and upstream[line, column] != ZERO
+            at += U(alive)
+        before[start + U(width)] = at
+    room = U((max(ROOM, width) + 7) // 8 * 8)
+    space = room + U(8) * GROUP + lanes
+    xs, ys, ws = (
+        np.zeros(space, np.float32),
+        np.zeros(space, np.float32),
+        np.zeros(space, np.float32),
+    )
+    owners, corners, boxes, table, pieces = _work_space()
+    face, faces_here, n, row = 0, U(0), U(0), U(0)
+    while True:
+        if n == faces_here:
+            faces_here, face = _gather(
+                verts, faces, face, height, top, bottom, reach, owners, corners
+            )
+            if faces_here == U(0):
+                break
+            _set_up(corners, faces_here, (height, width), (top, bottom), reach, scale, boxes, table)
+            n = U(0)
+        count, n, row = _pieces(boxes, faces_here, n, row, room, pieces)
+        for piece in range(count):
+            first, end, left, right, start, _ = pieces[piece]
+            to = start
+            for line in range(first, end):
+                offset = (line - top_row) * stride
+                begin, last = before[offset + left], before[offset + right]
+                for at in range(begin, last, lanes):
+                    _copy(xs, to + (at - begin), places, at)
+                    _copy(ys, to + (at - begin), heights, at)
+                    _copy(ws, to + (at - begin), weights, at)
+                to += last - begin
+            for lane in range(U(8)):
+                ws[to + lane] = ZERO
+            pieces[piece, 0] = (to - start + U(7)) // U(8) * U(8)
+        for piece in range(count):
+            pixels, _, _, _, start, f = pieces[piece]
+            if pixels == U(0):
+                continue
+            origin = corners[f], corners[GROUP + f]
+            depths = corners[U(2) * GROUP + f], corners[U(5) * GROUP + f], corners[U(8) * GROUP + f]
+            a, b, c = _edges_of(table, f)
+            x, y = xs[start : start + pixels], ys[start : start + pixels]
+            weight = ws[start : start + pixels]
+            if min(depths) < ZERO:
+                for pixel in range(len(x)):
+                    if _behind(a, b, c, depths, x[pixel] - origin[0], y[pixel] - origin[1]):
+                        weight[pixel] = ZERO
+            dx, dy, jx, jy, kx, ky = _pull(x, y, weight, pixels, origin, a, b, c, limit)
+            f = owners[f]
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            grad[i, 0] += dx - jx - kx
+            grad[i, 1] += dy - jy - ky
+            grad[j, 0] += jx
+            grad[j, 1] += jy
+            grad[k, 0] += kx
+            grad[k, 1] += ky
 
 
 @exact

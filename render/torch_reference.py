@@ -2,7 +2,7 @@
 
 It is the readable reference that the other backends are compared with. Work goes in chunks of
 (face, pixel) pairs: a pair is a face and a pixel of its bounding box, widened by the reach of the
-blur. Chunks are recomputed in the backward pass, so memory stays at PAIRS_PER_CHUNK pairs whatever
+blur. Chunks are recomputed in the backward pass, so memory stays at that of a chunk whatever
 the sizes; pairs are counted in int64.
 """
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 MIN_DOUBLED_AREA = 1e-8  # faces of this doubled area or less are left out
 MIN_SQUARED_EDGE = 1e-8  # edges of this squared length or less count as their end point
 MAX_COORDINATE = 1e9  # faces with a coordinate beyond this, or not finite, are left out
-PAIRS_PER_CHUNK = 2**18
+PAIRS_PER_CHUNK = 2**18  # 16 times as many on CUDA
 
 Size = tuple[int, int]  # height and width, in pixels
 
@@ -132,8 +132,9 @@ def _pairs(
     counts = height * width  # (F,)
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(faces) else 0
-    for start in range(0, total, PAIRS_PER_CHUNK):
-        pair = torch.arange(start, min(start + PAIRS_PER_CHUNK, total), device=mesh.device)  # (P,)
+    chunk = PAIRS_PER_CHUNK * (16 if mesh.is_cuda else 1)
+    for start in range(0, total, chunk):
+        pair = torch.arange(start, min(start + chunk, total), device=mesh.device)  # (P,)
         face = torch.searchsorted(ends, pair, right=True)
         offset = pair - (ends - counts)[face]
         row, column = offset // width[face], offset % width[face]

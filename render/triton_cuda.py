@@ -7,11 +7,17 @@
    needs no order, and a tile stops where all its pixels are opaque.
 4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its corners.
 
-Order within a list and of the gradient's sums is not fixed: two runs differ in the last bits (well
-below 1e-5).
+The host waits for the device once a call, for the length of the lists, so a call cannot be
+captured in a CUDA graph. The lists take 4 bytes for each tile that a face reaches: giant faces near
+the camera reach all of them, so that memory and time grow with images x faces x tiles at worst.
+
+Order within a list and of the gradient's sums is not fixed: two soft silhouettes differ in the last
+bits (well below 1e-5), and `torch.use_deterministic_algorithms(True)` refuses them. Coverage and
+the nearest faces are the same at each run.
 """
 
 import math
+import warnings
 
 import torch
 import triton
@@ -22,11 +28,22 @@ from torch.autograd.function import once_differentiable
 from render import torch_reference as rules
 from render.torch_reference import Size
 
-TILE = 16
 RECORD = 24  # per edge: origin x, y, direction x, y, length, inside; then weighted corner depths
-FACES = 128  # per program of the set-up
+
+# Launch settings, chosen by reading the compiled code: they have not been timed on a device.
+TILE = 16  # rows and columns of a tile
+FACES = 128  # per program of `_set_up` and `_fill`
 CHUNK = 32  # faces between two looks at whether a tile is opaque
 WINDOW = (8, 16)  # rows and columns of a face's pixels at a time, in the backward pass
+EXACT = {"num_warps": 4, "enable_fp_fusion": False}
+OPTIONS = {  # coverage and faces are not fused, so that they equal the reference
+    "_set_up": EXACT,
+    "_fill": EXACT,
+    "_cover": EXACT,
+    "_nearest": EXACT,
+    "_soft_forward": {"num_warps": 4, "enable_fp_fusion": True},
+    "_soft_backward": {"num_warps": 1, "enable_fp_fusion": True},
+}
 
 NO_AREA = tl.constexpr(rules.MIN_DOUBLED_AREA)
 SHORT = tl.constexpr(rules.MIN_SQUARED_EDGE)
@@ -34,6 +51,7 @@ LIMIT = tl.constexpr(rules.MAX_COORDINATE)
 MOST = tl.constexpr(1e30)  # of a product: beyond what changes the silhouette, without overflow
 OPAQUE = tl.constexpr(2.0**26)  # a pixel with this product is 1 to the last bit and has no gradient
 FAR = tl.constexpr(float("inf"))
+FACTOR = tl.constexpr(-2 * math.log(2))  # of a binary logit's gradient by the corners
 
 
 # Calls from PyTorch
@@ -44,6 +62,7 @@ def soft_silhouette(
 ) -> Tensor:
     """As `render.soft_silhouette`."""
     _check_device(verts)
+    _alert_not_deterministic()
     return _SoftSilhouette.apply(verts, faces, size, sigma, blur_radius)
 
 
@@ -57,10 +76,8 @@ class _SoftSilhouette(torch.autograd.Function):
             lists = _Lists(verts, faces, size, math.sqrt(blur_radius), scale)
             if product.numel():
                 arrays = lists.records, lists.starts, lists.entries, product
-                constants = {"TILE": TILE, "CHUNK": CHUNK, "RECORD": RECORD}
-                _soft_forward[(lists.tiles,)](
-                    *arrays, *size, *lists.grid, limit, **constants, enable_fp_fusion=True
-                )
+                numbers = len(faces), *size, *lists.grid, limit, TILE, CHUNK, RECORD
+                _soft_forward[(lists.tiles,)](*arrays, *numbers, **OPTIONS["_soft_forward"])
         ctx.save_for_backward(verts, lists.faces, lists.records, lists.boxes, product)
         ctx.size, ctx.limit = size, limit
         return 1 - 1 / product
@@ -73,10 +90,8 @@ class _SoftSilhouette(torch.autograd.Function):
         if len(boxes):
             with torch.cuda.device_of(verts):
                 arrays = records, boxes, faces, product, grad_silhouette.contiguous(), grad
-                numbers = len(faces), verts.shape[1], *ctx.size, ctx.limit, -2 * math.log(2)
-                _soft_backward[(len(boxes),)](
-                    *arrays, *numbers, *WINDOW, RECORD, num_warps=1, enable_fp_fusion=True
-                )
+                numbers = len(faces), verts.shape[1], *ctx.size, ctx.limit, *WINDOW, RECORD
+                _soft_backward[(len(boxes),)](*arrays, *numbers, **OPTIONS["_soft_backward"])
         return grad, None, None, None, None
 
 
@@ -88,8 +103,8 @@ def coverage(verts: Tensor, faces: Tensor, size: Size, supersample: int) -> Tens
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, fine, 0.0, 0.0)
         if covered.numel():
-            numbers = len(faces), verts.shape[1], *fine, *lists.grid
-            _cover[(lists.tiles,)](*lists.mesh, covered, *numbers, TILE, enable_fp_fusion=False)
+            numbers = verts.shape[1], *fine, *lists.grid, TILE
+            _cover[(lists.tiles,)](*lists.mesh, covered, *numbers, **OPTIONS["_cover"])
     samples = covered.view(-1, size[0], supersample, size[1], supersample)
     return samples.to(verts.dtype).mean((2, 4))
 
@@ -103,10 +118,9 @@ def rasterize(verts: Tensor, faces: Tensor, size: Size) -> tuple[Tensor, Tensor,
     with torch.cuda.device_of(verts):
         lists = _Lists(verts, faces, size, 0.0, 0.0)
         if face.numel():
-            numbers = len(faces), verts.shape[1], *size, *lists.grid
-            _nearest[(lists.tiles,)](
-                *lists.mesh, face, depth, bary, *numbers, TILE, enable_fp_fusion=False
-            )
+            results = face, depth, bary
+            numbers = verts.shape[1], *size, *lists.grid, TILE
+            _nearest[(lists.tiles,)](*lists.mesh, *results, *numbers, **OPTIONS["_nearest"])
     return face, depth, bary
 
 
@@ -115,13 +129,13 @@ class _Lists:
 
     grid: tiles down and across; tiles: their number in the batch
     starts: (tiles + 1,) int64, where each tile's faces start in `entries`
-    entries: (N,) int64, image * F + face
+    entries: (N,) int32, faces
     boxes: (B*F, 4) int32, first and end row, first and end column
     records: (B*F, RECORD), where `scale` is not 0
     """
 
     def __init__(self, verts: Tensor, faces: Tensor, size: Size, reach: float, scale: float):
-        verts, self.faces = verts.detach().contiguous(), faces.long().contiguous()
+        verts, self.faces = verts.detach().contiguous(), faces.int().contiguous()
         self.grid = (triton.cdiv(size[0], TILE), triton.cdiv(size[1], TILE))
         self.tiles = len(verts) * self.grid[0] * self.grid[1]
         total = len(verts) * len(faces)
@@ -132,24 +146,40 @@ class _Lists:
         if total:
             arrays = verts, self.faces, self.boxes, self.records, counts
             numbers = total, len(faces), verts.shape[1], *size, *self.grid, reach, scale
-            _set_up[programs](
-                *arrays, *numbers, scale != 0, TILE, FACES, RECORD, enable_fp_fusion=False
-            )
+            constants = scale != 0, TILE, FACES, RECORD
+            _set_up[programs](*arrays, *numbers, *constants, **OPTIONS["_set_up"])
         self.starts = counts.cumsum(0) - counts
-        self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int64, device=verts.device)
+        self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int32, device=verts.device)
         if len(self.entries):
             lists = self.boxes, self.starts.clone(), self.entries
-            sizes = total, len(faces), *self.grid
-            _fill[programs](*lists, *sizes, TILE, FACES, enable_fp_fusion=False)
+            sizes = total, len(faces), *self.grid, TILE, FACES
+            _fill[programs](*lists, *sizes, **OPTIONS["_fill"])
         self.mesh = verts, self.faces, self.starts, self.entries
 
 
 def _check_device(verts: Tensor) -> None:
-    if not verts.is_cuda and isinstance(_set_up, triton.JITFunction):
+    interpreted = not isinstance(_set_up, triton.JITFunction)
+    if verts.is_cuda and interpreted:
+        raise ValueError(
+            "the renderer backend 'triton' would crawl in Triton's interpreter, since the variable "
+            "TRITON_INTERPRET was set when it was imported: unset it"
+        )
+    if not verts.is_cuda and not interpreted:
         raise ValueError(
             f"the renderer backend 'triton' needs CUDA tensors, found verts on {verts.device}; "
             "use 'auto'"
         )
+
+
+def _alert_not_deterministic() -> None:
+    if torch.are_deterministic_algorithms_enabled():
+        alert = (
+            "soft silhouettes of the renderer backend 'triton' are not deterministic, and "
+            "torch.use_deterministic_algorithms was asked for: use the backend 'torch'"
+        )
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(alert)
+        warnings.warn(alert, stacklevel=3)
 
 
 # Kernels
@@ -177,7 +207,7 @@ def _store_edge(record, start_x, start_y, end_x, end_y, inside, scale, there):
     return length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _set_up(
     verts, faces, boxes, records, counts, total, num_faces, num_verts, height, width,
     tiles_down, tiles_across, reach, scale,
@@ -241,7 +271,7 @@ def _set_up(
             tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _fill(
     boxes, cursors, entries, total, num_faces, tiles_down, tiles_across,
     TILE: tl.constexpr, FACES: tl.constexpr,
@@ -261,18 +291,25 @@ def _fill(
             reached = (row < rows) & (column < columns)
             tile = (image * tiles_down + down + row) * tiles_across + across + column
             place = tl.atomic_add(cursors + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
-            tl.store(entries + place, n, mask=reached)
+            tl.store(entries + place, (n - image * num_faces).to(tl.int32), mask=reached)
 
 
 @triton.jit
 def _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE: tl.constexpr):
-    """Offset into (B, H, W), whether in the image, and plane coordinates of a tile's pixels."""
+    """A tile's image; its pixels' offset into (B, H, W), whether there, and plane coordinates."""
     image, place = tile // (tiles_down * tiles_across), tile % (tiles_down * tiles_across)
     row = (place // tiles_across) * TILE + tl.arange(0, TILE)[:, None]
     column = (place % tiles_across) * TILE + tl.arange(0, TILE)[None, :]
-    x = (2 * column + 1).to(tl.float32) / width - 1
-    y = 1 - (2 * row + 1).to(tl.float32) / height
-    return (image * height + row) * width + column, (row < height) & (column < width), x, y
+    x, y = _centres(row, column, height, width)
+    there = (row < height) & (column < width)
+    return image, (image * height + row) * width + column, there, x, y
+
+
+@triton.jit
+def _centres(row, column, height, width):
+    """Plane coordinates of pixel centres, divided as the reference divides."""
+    x = tl.div_rn((2 * column + 1).to(tl.float32), width * 1.0) - 1
+    return x, 1 - tl.div_rn((2 * row + 1).to(tl.float32), height * 1.0)
 
 
 @triton.jit
@@ -301,11 +338,12 @@ def _odds(record, away_a, away_b, away_c, squared, limit):
 
 @triton.jit
 def _soft_forward(
-    records, starts, entries, product, height, width, tiles_down, tiles_across, limit,
+    records, starts, entries, product, num_faces, height, width, tiles_down, tiles_across, limit,
     TILE: tl.constexpr, CHUNK: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    records += image * num_faces * RECORD
     result = tl.where(there, 1.0, MOST)
     entry, end = tl.load(starts + tile), tl.load(starts + tile + 1)
     least = tl.min(result)
@@ -335,7 +373,6 @@ def _pull(edge, away, nearest, past):
 @triton.jit
 def _soft_backward(
     records, boxes, faces, product, upstream, grad, num_faces, num_verts, height, width, limit,
-    factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
@@ -353,10 +390,9 @@ def _soft_backward(
             offset = (image * height + row) * width + column
             whole = tl.load(product + offset, mask=there, other=MOST)
             weight = tl.load(upstream + offset, mask=there, other=0.0) / whole
-            weight = tl.where(whole < OPAQUE, weight, 0.0)
-            if tl.max(tl.abs(weight)) > 0:
-                x = (2 * column + 1).to(tl.float32) / width - 1
-                y = 1 - (2 * row + 1).to(tl.float32) / height
+            weight = tl.where((whole < OPAQUE) | ~(tl.abs(weight) < FAR), weight, 0.0)
+            if tl.max((weight != 0).to(tl.int32)) > 0:  # NaN too, which reaches the gradient
+                x, y = _centres(row, column, height, width)
                 away_a, nearest_a, past_a, squared_a = _place(record, x, y)
                 away_b, nearest_b, past_b, squared_b = _place(record + 6, x, y)
                 away_c, nearest_c, past_c, squared_c = _place(record + 12, x, y)
@@ -384,22 +420,20 @@ def _soft_backward(
         i = grad + (image * num_verts + tl.load(face)) * 3
         j = grad + (image * num_verts + tl.load(face + 1)) * 3
         k = grad + (image * num_verts + tl.load(face + 2)) * 3
-        tl.atomic_add(i, tl.sum(xi) * factor, sem="relaxed")
-        tl.atomic_add(i + 1, tl.sum(yi) * factor, sem="relaxed")
-        tl.atomic_add(j, tl.sum(xj) * factor, sem="relaxed")
-        tl.atomic_add(j + 1, tl.sum(yj) * factor, sem="relaxed")
-        tl.atomic_add(k, tl.sum(xk) * factor, sem="relaxed")
-        tl.atomic_add(k + 1, tl.sum(yk) * factor, sem="relaxed")
+        tl.atomic_add(i, tl.sum(xi) * FACTOR, sem="relaxed")
+        tl.atomic_add(i + 1, tl.sum(yi) * FACTOR, sem="relaxed")
+        tl.atomic_add(j, tl.sum(xj) * FACTOR, sem="relaxed")
+        tl.atomic_add(j + 1, tl.sum(yj) * FACTOR, sem="relaxed")
+        tl.atomic_add(k, tl.sum(xk) * FACTOR, sem="relaxed")
+        tl.atomic_add(k + 1, tl.sum(yk) * FACTOR, sem="relaxed")
 
 
 @triton.jit
-def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
-    """Barycentrics times |doubled area|, depth and whether inside, of face n (image * F + face)."""
-    image = n // num_faces
-    face = faces + (n - image * num_faces) * 3
-    i = verts + (image * num_verts + tl.load(face, there, 0)) * 3
-    j = verts + (image * num_verts + tl.load(face + 1, there, 0)) * 3
-    k = verts + (image * num_verts + tl.load(face + 2, there, 0)) * 3
+def _weights(verts, face, x, y, there):
+    """Barycentrics times |doubled area|, depth and whether inside, of a face of the image."""
+    i = verts + tl.load(face, there, 0) * 3
+    j = verts + tl.load(face + 1, there, 0) * 3
+    k = verts + tl.load(face + 2, there, 0) * 3
     xi, yi, zi = tl.load(i, there, 0.0), tl.load(i + 1, there, 0.0), tl.load(i + 2, there, 0.0)
     xj, yj, zj = tl.load(j, there, 0.0), tl.load(j + 1, there, 0.0), tl.load(j + 2, there, 0.0)
     xk, yk, zk = tl.load(k, there, 0.0), tl.load(k + 1, there, 0.0), tl.load(k + 2, there, 0.0)
@@ -408,44 +442,44 @@ def _weights(verts, faces, n, num_faces, num_verts, x, y, there):
     v = inside * ((xi - xk) * (y - yk) - (yi - yk) * (x - xk))
     w = inside * ((xj - xi) * (y - yi) - (yj - yi) * (x - xi))
     whole = u + v + w
-    depth = (u * zi + v * zj + w * zk) / tl.where(whole == 0, 1.0, whole)
+    depth = tl.div_rn(u * zi + v * zj + w * zk, tl.where(whole == 0, 1.0, whole))
     return u, v, w, depth, (u > 0) & (v > 0) & (w > 0) & (depth >= 0)
 
 
 @triton.jit
 def _cover(
-    verts, faces, starts, entries, covered, num_faces, num_verts, height, width,
-    tiles_down, tiles_across, TILE: tl.constexpr,
+    verts, faces, starts, entries, covered, num_verts, height, width, tiles_down, tiles_across,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    verts += image * num_verts * 3
     result = tl.zeros([TILE, TILE], tl.int32)
     for e in range(tl.load(starts + tile), tl.load(starts + tile + 1)):
-        n = tl.load(entries + e)
-        _, _, _, _, seen = _weights(verts, faces, n, num_faces, num_verts, x, y, True)
+        _, _, _, _, seen = _weights(verts, faces + tl.load(entries + e) * 3, x, y, True)
         result = tl.where(seen, 1, result)
     tl.store(covered + offset, result.to(tl.uint8), mask=there)
 
 
 @triton.jit
 def _nearest(
-    verts, faces, starts, entries, face, depth, bary, num_faces, num_verts, height, width,
-    tiles_down, tiles_across, TILE: tl.constexpr,
+    verts, faces, starts, entries, face, depth, bary, num_verts, height, width, tiles_down,
+    tiles_across, TILE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
-    offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    image, offset, there, x, y = _tile_pixels(tile, height, width, tiles_down, tiles_across, TILE)
+    verts += image * num_verts * 3
     nearest = tl.full([TILE, TILE], FAR, tl.float32)
-    owner = tl.full([TILE, TILE], -1, tl.int64)  # image * F + face
+    owner = tl.full([TILE, TILE], -1, tl.int32)
     for e in range(tl.load(starts + tile), tl.load(starts + tile + 1)):
         n = tl.load(entries + e)
-        _, _, _, z, seen = _weights(verts, faces, n, num_faces, num_verts, x, y, True)
+        _, _, _, z, seen = _weights(verts, faces + n * 3, x, y, True)
         closer = seen & ((z < nearest) | ((z == nearest) & (n < owner)))
         nearest, owner = tl.where(closer, z, nearest), tl.where(closer, n, owner)
     seen = there & (owner >= 0)
-    n = tl.maximum(owner, 0)
-    u, v, w, _, _ = _weights(verts, faces, n, num_faces, num_verts, x, y, seen)
+    u, v, w, _, _ = _weights(verts, faces + tl.maximum(owner, 0) * 3, x, y, seen)
     whole = tl.where(seen, u + v + w, 1.0)
-    tl.store(face + offset, owner % num_faces, mask=seen)
+    tl.store(face + offset, owner.to(tl.int64), mask=seen)
     tl.store(depth + offset, nearest, mask=seen)
     tl.store(bary + offset * 3, u / whole, mask=seen)
     tl.store(bary + offset * 3 + 1, v / whole, mask=seen)

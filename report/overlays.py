@@ -3,8 +3,6 @@
 An image is (H, W, 3) uint8, red green blue. Other inputs may be arrays or tensors on any device.
 """
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
@@ -15,8 +13,7 @@ from model.outputs import Estimate, Prediction
 from render.shading import shade
 from smal_model.mesh import vertex_normals
 from util.camera import CROP, project
-from util.files import atomic_write
-from util.images import check_image, to_image, write_png
+from util.images import check_image, to_image
 from util.scores import Scores
 
 LABEL = (20, 150, 60)  # green
@@ -27,17 +24,24 @@ MISSING = (40, 100, 220)  # mask alone, blue
 UNKNOWN = (225, 225, 225)  # outside the photograph
 INK = (30, 30, 30)
 WHITE = (255, 255, 255)
-MESH_COLORS = {"coarse": (0.55, 0.70, 0.90), "refined": (0.93, 0.76, 0.50)}
+MESH_COLORS = {
+    "coarse": (0.55, 0.70, 0.90),
+    "refined": (0.93, 0.76, 0.50),
+    "fitted": (0.62, 0.82, 0.62),
+}
 
 CAPTION_HEIGHT = 34  # pixels, two lines
 FINE = 4  # keypoints are drawn at this multiple of the image's size
 GAP = 4  # pixels between the tiles of a strip and the rows of a grid
+LARGE = 2**21  # pixels of a photograph above which overlays are drawn with one sample each
 NUM_PREVIEWS = 4  # validation images shown while training
 
+LABELS = ("image", "mask", "has_mask", "border_mask", "keypoints", "has_keypoints")  # of a sample
 Words = list[tuple[str, tuple[int, int, int]]]  # pieces of a line of text with their colours
 
 
-def _array(values) -> np.ndarray:
+def array_of(values) -> np.ndarray:
+    """An array, or a tensor on any device, as an array."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
@@ -51,7 +55,7 @@ def overlay(image: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
         opacity: of the mesh.
     """
     check_image(image)
-    rgb, alpha = _array(rgb), _array(alpha)
+    rgb, alpha = array_of(rgb), array_of(alpha)
     if rgb.shape != image.shape or alpha.shape != image.shape[:2]:
         raise ValueError(
             f"rgb {rgb.shape} and alpha {alpha.shape} do not fit an image of {image.shape}"
@@ -61,36 +65,43 @@ def overlay(image: np.ndarray, rgb, alpha, opacity: float = 0.85) -> np.ndarray:
     return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
 
 
-def draw_keypoints(image: np.ndarray, predicted, keypoints) -> np.ndarray:
+def draw_keypoints(image: np.ndarray, predicted, keypoints=None) -> np.ndarray:
     """An image with visible labels as green rings, predictions as pink dots, and lines between.
 
     Args:
         image: below; not changed.
         predicted: (K or more, 2), row and column in pixels.
-        keypoints: (K, 3), row, column, visible.
+        keypoints: (K, 3), row, column, visible; None: no labels, all predictions.
     """
     check_image(image)
-    predicted, keypoints = _array(predicted).astype(float), _array(keypoints).astype(float)
-    if keypoints.shape[1:] != (3,) or predicted.ndim != 2 or len(predicted) < len(keypoints):
-        shapes = f"predicted {predicted.shape} and keypoints {keypoints.shape}"
+    predicted = array_of(predicted).astype(float)
+    if keypoints is None:
+        labels = np.full((len(predicted), 3), np.nan)
+    else:
+        labels = array_of(keypoints).astype(float)
+    if labels.shape[1:] != (3,) or predicted.ndim != 2 or len(predicted) < len(labels):
+        shapes = f"predicted {predicted.shape} and keypoints {labels.shape}"
         raise ValueError(f"{shapes}, expected (K or more, 2) and (K, 3)")
     # Drawn larger and averaged: smooth at any place, and pixels without a mark stay as they were.
     out = cv2.resize(image, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_NEAREST)
-    pairs = []
-    for guess, label in zip(predicted, keypoints, strict=False):
-        if label[2] > 0 and np.isfinite(guess).all():
-            # Row, column to OpenCV's column, row, within the range of its integers.
-            ends = (np.clip(np.round(FINE * p[1::-1]), -1e5, 1e5) for p in (guess, label))
-            pairs.append([end.astype(int).tolist() for end in ends])
-    for guess, label in pairs:
-        cv2.line(out, guess, label, WHITE, FINE * 2)
-        cv2.line(out, guess, label, PREDICTED, FINE)
-    for _, label in pairs:
-        cv2.circle(out, label, FINE * 4, WHITE, FINE * 3)
-        cv2.circle(out, label, FINE * 4, LABEL, int(FINE * 1.5))
-    for guess, _ in pairs:
-        cv2.circle(out, guess, int(FINE * 3.2), WHITE, -1)
-        cv2.circle(out, guess, int(FINE * 2.4), PREDICTED, -1)
+
+    def place(point) -> list[int]:
+        """Row, column to OpenCV's column, row, within the range of its integers."""
+        return np.clip(np.round(FINE * point[1::-1]), -1e5, 1e5).astype(int).tolist()
+
+    known = np.isfinite(predicted[: len(labels)]).all(1)
+    shown = known & ((labels[:, 2] > 0) | np.isnan(labels[:, 2]))
+    dots = [place(p) for p in predicted[: len(labels)][shown]]
+    rings = [place(p) for p in labels[shown & (labels[:, 2] > 0)]]
+    for dot, ring in zip(dots, rings, strict=False):
+        cv2.line(out, dot, ring, WHITE, FINE * 2)
+        cv2.line(out, dot, ring, PREDICTED, FINE)
+    for ring in rings:
+        cv2.circle(out, ring, FINE * 4, WHITE, FINE * 3)
+        cv2.circle(out, ring, FINE * 4, LABEL, int(FINE * 1.5))
+    for dot in dots:
+        cv2.circle(out, dot, int(FINE * 3.2), WHITE, -1)
+        cv2.circle(out, dot, int(FINE * 2.4), PREDICTED, -1)
     return cv2.resize(out, image.shape[1::-1], interpolation=cv2.INTER_AREA)
 
 
@@ -101,7 +112,7 @@ def silhouette_comparison(silhouette, mask, border_mask=None) -> np.ndarray:
         silhouette, mask: (H, W) in [0, 1].
         border_mask: (H, W), 0 outside the photograph, where nothing is known: light grey.
     """
-    silhouette, mask = _array(silhouette).astype(float), _array(mask).astype(float)
+    silhouette, mask = array_of(silhouette).astype(float), array_of(mask).astype(float)
     if silhouette.ndim != 2 or silhouette.shape != mask.shape:
         shapes = f"silhouette {silhouette.shape} and mask {mask.shape}"
         raise ValueError(f"{shapes}, expected the same shape (H, W)")
@@ -109,7 +120,7 @@ def silhouette_comparison(silhouette, mask, border_mask=None) -> np.ndarray:
     alone = s * (1 - g) * TOO_MUCH + (1 - s) * g * MISSING
     out = s * g * BOTH + alone + (1 - s) * (1 - g) * np.array(WHITE)
     if border_mask is not None:
-        outside = _array(border_mask) == 0
+        outside = array_of(border_mask) == 0
         out[outside] = np.asarray(UNKNOWN) - 45 * s[outside]
     return np.round(out).astype(np.uint8)
 
@@ -191,21 +202,55 @@ def strip(
         pck, iou = (scores or {}).get(name, (None, None))
         color, plane = MESH_COLORS[name], estimate.plane
         mesh = _drawn(image, faces, plane, estimate.verts, color, backend)
-        points = draw_keypoints(image, estimate.keypoints_px[0], sample["keypoints"])
-        silhouette = render.coverage(plane, faces, CROP, backend=backend)[0]
-        compared = silhouette_comparison(silhouette, sample["mask"], sample["border_mask"])
-        legend = [("predicted", PREDICTED), ("labelled", LABEL)]
-        areas = [("both", (95, 110, 95)), ("too much", TOO_MUCH), ("missing", MISSING)]
+        labels = sample["keypoints"] if bool(sample["has_keypoints"]) else None
+        points = draw_keypoints(image, estimate.keypoints_px[0], labels)
+        legend = [("predicted", PREDICTED), ("labelled", LABEL)][: 1 + (labels is not None)]
         tiles += [
             add_caption(mesh, f"{name} mesh"),
             add_caption(points, f"{name} keypoints{_percent('PCK', pck)}", legend),
-            add_caption(compared, f"{name} silhouette{_percent('IoU', iou)}", areas),
         ]
+        if bool(sample["has_mask"]):
+            silhouette = render.coverage(plane, faces, CROP, backend=backend)[0]
+            compared = silhouette_comparison(silhouette, sample["mask"], sample["border_mask"])
+            areas = [("both", (95, 110, 95)), ("too much", TOO_MUCH), ("missing", MISSING)]
+            title = f"{name} silhouette{_percent('IoU', iou)}"
+            tiles.append(add_caption(compared, title, areas))
     plane, turned = side_view(estimate.verts, estimate.scale)
     side = _drawn(None, faces, plane, turned, color, backend)
     tiles.append(add_caption(side, f"{name} mesh, turned by 90 degrees"))
     gap = np.full((len(tiles[0]), GAP, 3), 255, np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], 1)
+
+
+@torch.no_grad()
+def photograph_overlay(
+    image: np.ndarray,
+    estimate: Estimate,
+    faces: torch.Tensor,
+    crop: tuple,
+    color=MESH_COLORS["refined"],
+    backend: str = "auto",
+) -> np.ndarray:
+    """The mesh over the whole photograph.
+
+    Args:
+        image: the photograph, upright.
+        estimate: a batch of one.
+        faces: (F, 3).
+        crop: center (x, y) and side, pixels of the photograph.
+        color: red green blue in [0, 1].
+        backend: of `render`.
+    """
+    height, width = image.shape[:2]
+    (x, y), side = crop
+    verts, plane = estimate.verts, estimate.plane
+    half = verts.new_tensor([width / side, height / side])
+    middle = verts.new_tensor([2 * x / width - 1, 1 - 2 * y / height])
+    plane = torch.cat([plane[..., :2] / half + middle, plane[..., 2:]], -1)
+    samples = 2 if height * width <= LARGE else 1
+    normals = vertex_normals(verts, faces)
+    rgb, alpha = shade(plane, faces, normals, (height, width), color, samples, backend)
+    return overlay(image, rgb[0], alpha[0])
 
 
 def batch_strips(
@@ -218,7 +263,7 @@ def batch_strips(
     """A strip for each image of a batch; arguments as in `strip`."""
     strips = []
     for i in range(len(batch["image"])):
-        sample = {k: batch[k][i] for k in ("image", "mask", "border_mask", "keypoints")}
+        sample = {k: batch[k][i] for k in LABELS}
         estimates = {name: estimate[i] for name, estimate in out.estimates.items()}
         known = {n: (s.pck[i], s.iou[i]) for n, s in scores.meshes.items()} if scores else None
         strips.append(strip(sample, estimates, faces, known, backend))
@@ -259,42 +304,3 @@ class Preview:
         out = self.model.eval()(self.batch["image"])
         faces = self.model.smal.faces
         return image_grid(batch_strips(self.batch, out, faces, backend=self.renderer))
-
-
-def save_results(
-    folder: Path,
-    batch: dict,
-    out: Prediction,
-    scores: Scores,
-    faces: torch.Tensor,
-    backend: str = "auto",
-) -> None:
-    """Writes for each image of a batch its strip, `<name>.png`, and its arrays, `<name>.npz`.
-
-    Args:
-        folder: of the results.
-        batch: samples of a data set, collated.
-        out: of the networks or of a fit.
-        scores: of the batch.
-        faces: (F, 3).
-        backend: of `render`.
-    """
-    values: dict = {}
-    for name, estimate in out.estimates.items():
-        suffix = "" if name == "coarse" else f"_{name}"
-        columns = scores.meshes[name].columns()
-        values |= {
-            f"verts{suffix}": estimate.verts,
-            f"joints{suffix}": estimate.joints,
-            f"keypoints{suffix}_row_col": estimate.keypoints_px,
-            **{k + suffix: v for k, v in columns.items() if not k.startswith("pck_")},
-        }
-    values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "scale": out.coarse.scale}
-    if out.betas_logscale is not None:
-        values["betas_logscale"] = out.betas_logscale
-    arrays: dict = {key: _array(value) for key, value in values.items()}
-    strips = batch_strips(batch, out, faces, scores, backend)
-    for i, (name, image) in enumerate(zip(batch["name"], strips, strict=True)):
-        write_png(folder / f"{name}.png", image)
-        with atomic_write(folder / f"{name}.npz") as temporary:
-            np.savez(temporary, **{key: value[i] for key, value in arrays.items()})

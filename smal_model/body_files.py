@@ -8,7 +8,8 @@ import scipy.sparse
 
 from util.errors import InputError
 
-from . import joints
+from . import joints, lbs
+from .checks import MAX_SHAPES, MAX_VERTS, floats, integers
 from .tables import load_table, require
 
 MODEL_FILE, FAMILY_FILE = "my_smpl_00781_4_all", "my_smpl_data_00781_4_all"
@@ -56,26 +57,46 @@ class BodyData:
             "posedirs": (self.posedirs, (num_verts, 3, 9 * (num_joints - 1))),
             "J_regressor": (self.J_regressor, (num_joints, num_verts)),
             "symIdx": (self.symmetry, (num_verts,)),
+            "landmark_vertices": (self.landmarks, (len(joints.LANDMARK_VERTICES),)),
         }
         for key, (array, shape) in expected.items():
             if array.shape != shape:
                 raise InputError(
-                    f"{key} in {self.source} has shape {array.shape}, expected {shape};"
+                    f"{self._name(key)} has shape {array.shape}, expected {shape};"
                     " the files do not belong together."
                 )
-        if num_joints != len(joints.NAMES):
-            raise InputError(
-                f"{self.source} has {num_joints} joints, expected SMAL's {len(joints.NAMES)}."
-            )
-        if num_shapes < NUM_BETAS:
-            raise InputError(
-                f"{self.source} has {num_shapes} shape directions, expected {NUM_BETAS} or more."
-            )
-        if self.faces.size and not 0 <= self.faces.min() <= self.faces.max() < num_verts:
-            raise InputError(
-                f"f in {self.source} names vertices {self.faces.min()} to {self.faces.max()};"
-                f" the body has {num_verts}."
-            )
+        counts = {
+            "joints": (num_joints, len(joints.NAMES), len(joints.NAMES)),
+            "vertices": (num_verts, 1, MAX_VERTS),
+            "faces": (len(self.faces), 1, 2 * MAX_VERTS),
+            "shape directions": (num_shapes, NUM_BETAS, MAX_SHAPES),
+            "vertices on its mirror plane": (self.mirror_plane.size, 1, num_verts),
+        }
+        for name, (found, low, high) in counts.items():
+            if not low <= found <= high:
+                raise InputError(
+                    f"{MODEL_FILE} in {self.source} has {found} {name}, expected {low} to {high}."
+                )
+        indices = {
+            "f": self.faces,
+            "symIdx": self.symmetry,
+            "mirror_plane_vertices": self.mirror_plane,
+            "landmark_vertices": self.landmarks,
+        }
+        for key, array in indices.items():
+            if not 0 <= array.min() <= array.max() < num_verts:
+                raise InputError(
+                    f"{self._name(key)} names vertices {array.min()} to {array.max()};"
+                    f" the body has {num_verts}."
+                )
+        try:
+            lbs.tree_levels(self.parents.tolist())
+        except ValueError as e:
+            raise InputError(f"{self._name('kintree_table')} is no tree: {e}.") from None
+
+    def _name(self, key):
+        file = {"cluster_means": FAMILY_FILE, "cluster_cov": FAMILY_FILE, "symIdx": SYMMETRY_FILE}
+        return f"{key} of {file.get(key, MODEL_FILE)} in {self.source}"
 
 
 def load_body(folder) -> BodyData:
@@ -96,29 +117,35 @@ def load_body(folder) -> BodyData:
     require(symmetry, (SYMMETRY_FILE,), folder / SYMMETRY_FILE)
     require(family, ("cluster_means", "cluster_cov"), folder / FAMILY_FILE)
 
-    template, shapedirs, posedirs, weights = (
-        np.asarray(model[k], np.float64) for k in ("v_template", "shapedirs", "posedirs", "weights")
-    )
+    path = folder / MODEL_FILE
+    weights, template = floats(model, "weights", path, 2), floats(model, "v_template", path, 2)
     regressor = model["J_regressor"]
     if scipy.sparse.issparse(regressor):
-        regressor = regressor.toarray()
-    tree = np.asarray(model["kintree_table"]).astype(np.int64)
-    if tree.shape != (2, weights.shape[-1]):
+        shape = weights.shape[1], len(template)
+        if regressor.shape != shape:  # before it is made dense
+            raise InputError(
+                f"J_regressor in {path} has shape {regressor.shape}, expected {shape}."
+            )
+        model["J_regressor"] = regressor.toarray()
+    tree = integers(model, "kintree_table", path, 2)  # parents, joints
+    if tree.shape != (2, weights.shape[1]):
         raise InputError(
-            f"kintree_table in {folder} has shape {tree.shape}, expected (2, {weights.shape[-1]})."
+            f"kintree_table in {path} has shape {tree.shape}, expected (2, {weights.shape[1]})."
         )
+    model.setdefault("mirror_plane_vertices", joints.MIRROR_PLANE_VERTICES)
+    model.setdefault("landmark_vertices", joints.LANDMARK_VERTICES)
     return BodyData(
         template=template,
-        faces=np.asarray(model["f"]).astype(np.int64),
-        shapedirs=shapedirs,
-        posedirs=posedirs,
-        J_regressor=np.asarray(regressor, np.float64),
+        faces=integers(model, "f", path, 2),
+        shapedirs=floats(model, "shapedirs", path, 3),
+        posedirs=floats(model, "posedirs", path, 3),
+        J_regressor=floats(model, "J_regressor", path, 2),
         weights=weights,
-        parents=tree[0].astype(np.int32).astype(np.int64),  # the root's is stored as 2^32 - 1
-        symmetry=np.asarray(symmetry[SYMMETRY_FILE]).astype(np.int64).ravel(),
-        family_means=np.asarray(family["cluster_means"], np.float64),
-        family_covs=np.asarray(family["cluster_cov"], np.float64),
-        mirror_plane=np.asarray(model.get("mirror_plane_vertices", joints.MIRROR_PLANE_VERTICES)),
-        landmarks=np.asarray(model.get("landmark_vertices", joints.LANDMARK_VERTICES)),
+        parents=np.where(tree[0] == 2**32 - 1, -1, tree[0]),  # the root's as it is published
+        symmetry=integers(symmetry, SYMMETRY_FILE, folder / SYMMETRY_FILE, 1),
+        family_means=floats(family, "cluster_means", folder / FAMILY_FILE, 2),
+        family_covs=floats(family, "cluster_cov", folder / FAMILY_FILE, 3),
+        mirror_plane=integers(model, "mirror_plane_vertices", path, 1),
+        landmarks=integers(model, "landmark_vertices", path, 1),
         source=str(folder),
     )

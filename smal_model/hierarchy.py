@@ -11,6 +11,7 @@ from torch import nn
 from util.errors import InputError
 from util.files import atomic_write
 
+from .checks import MAX_LEVELS, MAX_NUMBERS, build_sparse, integers
 from .mesh import SparseMap, adjacency
 from .tables import load_npz, require
 
@@ -30,6 +31,10 @@ class MeshHierarchy(nn.Module):
         super().__init__()
         a, d, u = ([scipy.sparse.csr_matrix(m) for m in matrices[k]] for k in "ADU")
         sizes = [m.shape[0] for m in a]
+        if not a or any(m.shape[0] != m.shape[1] for m in a):
+            raise ValueError(
+                f"the adjacencies have shapes {[m.shape for m in a]}; expected squares"
+            )
         if len(d) != len(a) - 1 or len(u) != len(a) - 1:
             raise ValueError(
                 f"{len(a)} adjacencies with {len(d)} down and {len(u)} up maps; expected one map"
@@ -75,16 +80,24 @@ class MeshHierarchy(nn.Module):
                 " MeshHierarchy.build"
             )
         table = load_npz(path, keys=("A", "D", "U", "levels"))
-        if "A" in table:
-            require(table, "ADU", path)
-            return cls({k: list(table[k]) for k in "ADU"})
-        require(table, ("levels",), path)
-        levels = int(table["levels"])
-        names = {k: [f"{k}{i}" for i in range(levels - (k != "A"))] for k in "ADU"}
-        keys = [f"{name}_{part}" for k in "ADU" for name in names[k] for part in _PARTS]
-        table = load_npz(path, keys)
-        require(table, keys, path)
-        return cls({k: [_unpack(table, name) for name in names[k]] for k in "ADU"})
+        try:
+            if "A" not in table:
+                matrices = _read_saved(path, table)
+            else:
+                require(table, "ADU", path)
+                if not all(isinstance(table[k], list | np.ndarray) for k in "ADU"):
+                    raise ValueError("expected A, D and U as rows of matrices")
+                matrices = {k: list(table[k]) for k in "ADU"}
+            flat = [m for k in "ADU" for m in matrices[k]]
+            if len(flat) > 3 * MAX_LEVELS or not all(map(scipy.sparse.issparse, flat)):
+                raise ValueError(f"expected sparse matrices of up to {MAX_LEVELS} levels")
+            if sum(m.nnz for m in flat) > MAX_NUMBERS:
+                raise ValueError(f"its matrices hold more than {MAX_NUMBERS:,} numbers")
+            return cls(matrices)
+        except InputError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise InputError(f"{path} holds no mesh hierarchy: {e}.") from None
 
     def save(self, path) -> None:
         """Writes the matrices as plain arrays (no pickles)."""
@@ -129,9 +142,20 @@ class MeshHierarchy(nn.Module):
         return cls({"A": a, "D": d, "U": u})
 
 
-def _unpack(table, name):
-    data, indices, indptr, shape = (table[f"{name}_{part}"] for part in _PARTS)
-    return scipy.sparse.csr_matrix((data, indices, indptr), shape=shape)
+def _read_saved(path, table):
+    """The matrices of a file of `save`."""
+    require(table, ("levels",), path)
+    levels = int(integers(table, "levels", path, 0))
+    if not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"{levels} levels; expected 1 to {MAX_LEVELS}")
+    names = {k: [f"{k}{i}" for i in range(levels - (k != "A"))] for k in "ADU"}
+    keys = [f"{name}_{part}" for k in "ADU" for name in names[k] for part in _PARTS]
+    table = load_npz(path, keys)
+    require(table, keys, path)
+    return {
+        k: [build_sparse("csr", *(table[f"{name}_{part}"] for part in _PARTS)) for name in names[k]]
+        for k in "ADU"
+    }
 
 
 def _mean_over_neighbours(a) -> scipy.sparse.csr_matrix:

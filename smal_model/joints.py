@@ -28,6 +28,23 @@ LANDMARK_VERTICES = (1863, 26, 2124, 150, 3055, 1097)
 # model's "right".
 KEYPOINT_JOINTS = (14, 13, 12, 24, 23, 22, 10, 9, 8, 20, 19, 18, 25, 31, 34, 33, 35, 36, 37, 38)
 NUM_KEYPOINTS = len(KEYPOINT_JOINTS)
+KEYPOINT_NAMES = (
+    *(
+        f"{leg}_{part}"
+        for leg in ("left_front", "left_rear", "right_front", "right_rear")
+        for part in ("paw", "middle", "top")
+    ),
+    *(
+        "tail_start",
+        "tail_end",
+        "left_ear_base",
+        "right_ear_base",
+        "nose",
+        "chin",
+        "left_ear_tip",
+        "right_ear_tip",
+    ),
+)
 
 # Vertices of SMAL's template on its mirror plane (y = 0).
 MIRROR_PLANE_VERTICES = (

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from util.errors import InputError
+
 from . import joints
-from .body_files import NUM_BETAS
+from .body_files import FAMILY_FILE, NUM_BETAS
+from .checks import floats, is_finite
 from .smal import NUM_LOGSCALES, SMAL
 from .tables import load_table, require
 
@@ -50,10 +53,28 @@ class GaussianPrior(nn.Module):
         return average(((x - self.mean) @ self.factor).pow(2))
 
 
-def _precision_factor(cov, n):
+def _precision_factor(cov, n, source):
     """The first n x n block of the lower Cholesky factor of the whole (cov + 1e-5 I)^-1."""
-    cov = np.asarray(cov, np.float64)
-    return np.linalg.cholesky(np.linalg.inv(cov + 1e-5 * np.eye(len(cov))))[:n, :n]
+    try:
+        factor = np.linalg.cholesky(np.linalg.inv(cov + 1e-5 * np.eye(len(cov))))[:n, :n]
+    except np.linalg.LinAlgError as e:
+        raise InputError(f"{source} is no covariance ({e}).") from None
+    if not is_finite(factor):
+        raise InputError(f"{source} is a covariance that cannot be inverted.")
+    return factor
+
+
+def _read(folder, stem, keys, size):
+    """A mean (size,) and a matrix (size, size) under the two `keys` of a table."""
+    table, path = load_table(folder, stem, _MISSING), Path(folder) / stem
+    require(table, keys, path)
+    mean, matrix = floats(table, keys[0], path, 1), floats(table, keys[1], path, 2)
+    if mean.shape != (size,) or matrix.shape != (size, size):
+        raise InputError(
+            f"{keys[0]} and {keys[1]} in {path} have shapes {mean.shape} and {matrix.shape},"
+            f" expected {(size,)} and {(size, size)}."
+        )
+    return mean, matrix
 
 
 def unity_betas(data_dir) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +84,11 @@ def unity_betas(data_dir) -> tuple[np.ndarray, np.ndarray]:
         data_dir: holds `priors/unity_betas.npz`.
 
     Raises:
-        InputError: the file is missing or cannot be read.
+        InputError: the file is missing or holds something else.
     """
-    folder, name = Path(data_dir) / "priors", Path(UNITY_BETAS_FILE)
-    table = load_table(folder, name.stem, _MISSING)
-    require(table, ("mean", "cov"), folder / name)
-    mean, cov = (np.asarray(table[k], np.float64) for k in ("mean", "cov"))
+    stem = Path(UNITY_BETAS_FILE).stem
+    size = NUM_BETAS + NUM_LOGSCALES + 1  # the last entry is not used
+    mean, cov = _read(Path(data_dir) / "priors", stem, ("mean", "cov"), size)
     return mean[:-1], cov[:-1, :-1]
 
 
@@ -79,12 +99,17 @@ def shape_prior(family: str, smal: SMAL, data_dir) -> GaussianPrior:
         family: `smal`, of the body's family, over 20 betas; `unity`, with 6 log-scales (26).
         smal: the body.
         data_dir: holds `priors/unity_betas.npz`, read for `unity` alone.
+
+    Raises:
+        InputError: a file is missing or holds no covariance.
     """
     if family == "smal":
-        factor = _precision_factor(smal.family_cov, NUM_BETAS)
+        source = f"cluster_cov of {FAMILY_FILE} in {smal.source}"
+        factor = _precision_factor(smal.family_cov, NUM_BETAS, source)
         return GaussianPrior(smal.family_mean[:NUM_BETAS], factor)
     mean, cov = unity_betas(data_dir)
-    return GaussianPrior(mean, _precision_factor(cov, NUM_BETAS + NUM_LOGSCALES))
+    source = f"cov in {Path(data_dir) / 'priors' / UNITY_BETAS_FILE}"
+    return GaussianPrior(mean, _precision_factor(cov, NUM_BETAS + NUM_LOGSCALES, source))
 
 
 def pose_prior(family: str, data_dir) -> GaussianPrior:
@@ -93,11 +118,13 @@ def pose_prior(family: str, data_dir) -> GaussianPrior:
     Args:
         family: `smal` or `unity`.
         data_dir: holds `priors/<POSE_PRIOR_FILES[family]>`, `.pkl` or `.npz`.
+
+    Raises:
+        InputError: the file is missing or holds something else.
     """
-    folder, stem = Path(data_dir) / "priors", POSE_PRIOR_FILES[family]
-    table = load_table(folder, stem, _MISSING)
-    require(table, ("mean_pose", "pic"), folder / stem)
-    return GaussianPrior(np.asarray(table["mean_pose"]).ravel(), table["pic"], skip=3)
+    keys, size = ("mean_pose", "pic"), 3 * len(joints.NAMES)
+    mean, factor = _read(Path(data_dir) / "priors", POSE_PRIOR_FILES[family], keys, size)
+    return GaussianPrior(mean, factor, skip=3)
 
 
 def joint_limits() -> tuple[torch.Tensor, torch.Tensor]:

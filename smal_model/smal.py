@@ -49,7 +49,8 @@ class SMAL(nn.Module):
 
     Buffers: faces (F, 3), parents (J,), template (V, 3), shape and pose directions, joint
     regressor, skinning weights; none is stored in a checkpoint, the body comes from its files.
-    `family_mean` (K,) and `family_cov` (K, K), over all K shape directions, are NumPy arrays.
+    `family_mean` (K,) and `family_cov` (K, K), over all K shape directions, are NumPy arrays;
+    `source` says where the body comes from.
 
     Args:
         body: a folder for `load_body`, or a `BodyData`; every size comes from it.
@@ -96,6 +97,7 @@ class SMAL(nn.Module):
             dtype = torch.float32 if array.dtype.kind == "f" else torch.int64
             tensor = torch.as_tensor(np.ascontiguousarray(array)).to(dtype)
             self.register_buffer(name, tensor, persistent=False)
+        self.source = body.source
         # NumPy, in double precision whatever the module is cast to: the shape prior inverts it.
         self.family_mean = body.family_means[shape_family_id]
         self.family_cov = body.family_covs[shape_family_id]

@@ -12,6 +12,8 @@ from smal_model import NUM_BETAS, SMAL, joints
 from smal_model.mesh import adjacency
 from util.camera import DISTANCE, FOCAL, HALF_CROP
 
+from .collision import Capsules
+from .fur import strand_textures
 from .pose import sample_pose
 from .shape import BREEDS, sample_betas
 from .skeleton import LEGS, rest_joints
@@ -24,6 +26,29 @@ COAT_DEPTH = 0.015, 0.085  # of the trunk, body units, least and most
 TO_CAMERA = np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]])
 
 
+@dataclass(frozen=True)
+class Fur:
+    """What a coat is like, beside its colours."""
+
+    kind: str = "short"  # a key of `fur.KINDS`
+    length: float = 0.0  # from skin to tips on the trunk, body units
+
+
+@dataclass
+class Draft:
+    """What is drawn for one dog before it is posed."""
+
+    breed: str
+    betas: np.ndarray  # (20,)
+    pose: np.ndarray  # (105,) axis-angle, the first three in camera space
+    del_v: np.ndarray  # (V, 3) displacement of the rest pose, body units
+    up: np.ndarray  # (3,) the world's up in camera space
+    depth: float  # of the body's origin, body units beyond the camera's DISTANCE
+    centre: np.ndarray  # (2,) of the animal's box in the crop, half crops
+    fill: float  # the box's larger side, as a fraction of the crop's
+    fur: Fur = Fur()
+
+
 @dataclass
 class Animal:
     """One posed dog."""
@@ -34,6 +59,7 @@ class Animal:
     scale: float  # the camera's
     up: np.ndarray  # (3,) the world's up in camera space
     parameters: dict[str, np.ndarray]  # what the SMAL layer was called with, without batch axis
+    fur: Fur = Fur()
 
 
 class Studio:
@@ -56,6 +82,13 @@ class Studio:
         rigid += [np.cross(e, self.rest).ravel() for e in np.eye(3)]
         directions = self.smal.shapedirs[:NUM_BETAS].numpy().astype(np.float64)
         return np.linalg.qr(np.concatenate([directions, rigid]).T)[0]
+
+    @cached_property
+    def capsules(self) -> Capsules:
+        """The bones, to find limbs that pass through the body."""
+        directions = self.smal.shapedirs.numpy().astype(np.float64)
+        regressor = self.smal.J_regressor.numpy().astype(np.float64)
+        return Capsules(self.rest, regressor, directions.reshape(len(directions), -1, 3))
 
     @cached_property
     def thickness(self) -> np.ndarray:
@@ -83,9 +116,24 @@ class Studio:
             hair = near @ hair / count
         return hair
 
-    def deformation(self, rng) -> np.ndarray:
-        """(V, 3) smooth displacement of the rest pose: soft dents and bulges, lean and heavy parts,
-        all outside the shape space, and a coat of some depth, which hardly moves a keypoint."""
+    @cached_property
+    def flow(self) -> np.ndarray:
+        """(V, 2) along and across the fur's strands: backwards on the trunk, down on the legs."""
+        x, y, z = self.rest.T
+        legs = self.smal.weights.numpy()[:, np.concatenate(LEGS)].sum(1)
+        side = 0.35 * np.sign(y)
+        along = (1 - legs) * (0.25 * np.abs(y) - x) - legs * z
+        across = (1 - legs) * (z + 0.8 * np.abs(y) + side) + legs * (x + 0.9 * y)
+        return np.stack([along, across], 1)
+
+    @cached_property
+    def strands(self) -> dict[str, np.ndarray]:
+        """Textures of fur (`fur.strand_textures`)."""
+        return strand_textures()
+
+    def dents(self, rng) -> np.ndarray:
+        """(V, 3) smooth displacement of the rest pose, outside the shape space: soft dents and
+        bulges, lean and heavy parts."""
 
         def bumps(count, low, high):
             centre = self.rest[rng.integers(len(self.rest), size=count)]
@@ -97,48 +145,65 @@ class Studio:
         swell = bumps(16, 0.07, 0.18) @ rng.normal(0, 0.020, 16)
         flesh = np.clip(self.thickness, 0.02, 0.16) / 0.10
         flat = (shift + (swell * flesh)[:, None] * self.rest_normals).ravel()
-        outside = (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
-        return outside + rng.uniform(*COAT_DEPTH) * self.long_coat
+        return (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
 
-    def animals(self, rngs) -> list[Animal]:
-        """One posed dog for each generator of random numbers, framed by the camera of the crop."""
-        breeds, ups = [], []
-        drawn: dict[str, list] = {"betas": [], "pose": [], "del_v": []}
-        for rng in rngs:
-            breeds.append(list(BREEDS)[rng.integers(len(BREEDS))])
-            drawn["betas"].append(sample_betas(rng, breeds[-1]))
-            pose = sample_pose(rng, 1)[0]
-            world = draw_view(rng, lying_down=abs(pose[0]) > 1)
-            turn = world @ Rotation.from_rotvec(pose[:3]).as_matrix()
-            pose[:3] = Rotation.from_matrix(turn).as_rotvec()
-            drawn["pose"].append(pose)
-            ups.append(world[:, 2])
-            drawn["del_v"].append(self.deformation(rng))
-        depth = np.array([1 + np.clip(rng.normal(0, 0.25), -0.6, 0.6) for rng in rngs])  # (B,)
-        centred = np.array([rng.uniform(-0.04, 0.04, 2) for rng in rngs])  # (B, 2) half crops
-        filled = np.array([CROP_FILL * rng.uniform(0.95, 1.04) for rng in rngs])  # (B,)
+    def place(self, drafts: list[Draft], rounds: int = 1) -> list[Animal]:
+        """Poses drafts and frames each by the camera of the crop.
 
-        parameters = {k: torch.tensor(np.stack(v), dtype=torch.float32) for k, v in drawn.items()}
+        Args:
+            drafts: B of them.
+            rounds: steps towards the frame; one is enough far from the camera.
+
+        Returns:
+            B animals.
+        """
+        depth, centre, fill = (
+            np.array([getattr(d, name) for d in drafts]) for name in ("depth", "centre", "fill")
+        )  # (B,), (B, 2), (B,)
+        parameters = {
+            name: torch.tensor(np.stack([getattr(d, name) for d in drafts]), dtype=torch.float32)
+            for name in ("betas", "pose", "del_v")
+        }
+        away = (DISTANCE + depth)[:, None]  # (B, 1)
         with torch.inference_mode():
             posed = self.smal(**parameters).verts.numpy().astype(np.float64)  # about the origin
-            flat = posed[..., :2] / (DISTANCE + depth[:, None, None] + posed[..., 2:])  # (B, V, 2)
-            low, high = flat.min(1), flat.max(1)
-            focal = 2 * filled * HALF_CROP / (high - low).max(1)
-            shift = centred * HALF_CROP / focal[:, None] - (low + high) / 2
-            trans = np.column_stack([shift * (DISTANCE + depth)[:, None], depth])
+            shift = np.zeros((len(drafts), 2))
+            for _ in range(rounds):
+                plane = (posed[..., :2] + shift[:, None]) / (away[..., None] + posed[..., 2:])
+                low, high = plane.min(1), plane.max(1)  # (B, 2)
+                focal = 2 * fill * HALF_CROP / (high - low).max(1)
+                shift += (centre * HALF_CROP / focal[:, None] - (low + high) / 2) * away
+            trans = np.column_stack([shift, depth])
             parameters["trans"] = torch.tensor(trans, dtype=torch.float32)
             out = self.smal(**parameters)
         return [
             Animal(
-                breed=breeds[i],
+                breed=draft.breed,
                 verts=out.verts[i].numpy(),
                 joints=out.joints[i].numpy(),
                 scale=float(np.float32(focal[i] / FOCAL - 1)),
-                up=ups[i],
+                up=draft.up,
                 parameters={k: v[i].numpy() for k, v in parameters.items()},
+                fur=draft.fur,
             )
-            for i in range(len(breeds))
+            for i, draft in enumerate(drafts)
         ]
+
+
+def draw_plain(rng, studio: Studio) -> Draft:
+    """A dog of the plain preset: eight breeds, six kinds of pose, seen from the front half."""
+    breed = list(BREEDS)[rng.integers(len(BREEDS))]
+    betas = sample_betas(rng, breed)
+    pose = sample_pose(rng, 1)[0]
+    world = draw_view(rng, lying_down=abs(pose[0]) > 1)
+    turn = world @ Rotation.from_rotvec(pose[:3]).as_matrix()
+    pose[:3] = Rotation.from_matrix(turn).as_rotvec()
+    dents = studio.dents(rng)
+    del_v = dents + rng.uniform(*COAT_DEPTH) * studio.long_coat
+    depth = 1 + np.clip(rng.normal(0, 0.25), -0.6, 0.6)
+    centre = rng.uniform(-0.04, 0.04, 2)
+    fill = CROP_FILL * rng.uniform(0.95, 1.04)
+    return Draft(breed, betas, pose, del_v, world[:, 2], depth, centre, fill)
 
 
 def draw_view(rng, lying_down: bool) -> np.ndarray:

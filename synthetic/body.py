@@ -126,12 +126,18 @@ def build_body() -> dict[str, np.ndarray]:
     }
 
 
-def write_body(data_dir) -> None:
-    """Writes the body (`smal/`), its priors (`priors/`) and its mesh hierarchy under `data_dir`."""
+def write_body(data_dir, families=None, pose_moments=None) -> None:
+    """Writes the body (`smal/`), its priors (`priors/`) and its mesh hierarchy.
+
+    Args:
+        data_dir: the folder in which they go.
+        families: means (5, K) and covariances (5, K, K) of shape; `shape_families` where None.
+        pose_moments: as `pose_prior_moments` gives them, which is called where None.
+    """
     data_dir = Path(data_dir)
     body = build_body()
-    means, covariances = shape_families()
-    mean_pose, factor = pose_prior_moments()
+    means, covariances = families or shape_families()
+    mean_pose, factor = pose_moments or pose_prior_moments()
     n = NUM_BETAS
     betas_mean = np.zeros(n + NUM_LOGSCALES + 1)
     betas_cov = np.diag(np.r_[np.ones(n), np.full(NUM_LOGSCALES, 0.1**2), 1])

@@ -1,10 +1,12 @@
 """The colours of a coat: patterns, markings, eyes and nose, as layers over the rest pose."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from smal_model import joints
 
-from .colours import DARK, FUR, LIGHT, fur_colour, mix, waves
+from .colours import DARK, FUR, LIGHT, fur_colour, mix, step, waves
 from .skeleton import EYE, NOSE
 
 PATTERNS = {  # how often each is drawn
@@ -13,16 +15,25 @@ PATTERNS = {  # how often each is drawn
 }  # fmt: skip
 
 
-def draw_coat(rng, studio) -> tuple[np.ndarray, list[tuple]]:
-    """Draws a coat.
+@dataclass
+class Layer:
+    """Covers what is below it where its score is above 0."""
+
+    score: np.ndarray  # (V,)
+    soft: float  # half width of its edge, in units of the score
+    colour: np.ndarray  # (3,)
+    kind: str = "fur"  # or `skin`, `cloth`
+
+
+def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
+    """Draws a coat with eyes, nose and mouth.
 
     Args:
         rng: the random numbers.
         studio: the body (`animal.Studio`).
 
     Returns:
-        The base colour (3,), and layers of (score (V,), softness, colour (3,)); each covers what is
-        below it where its score is above 0.
+        The base colour (3,) and the layers over it, the lowest first.
     """
     p = studio.rest
     x, y, z = p.T
@@ -38,8 +49,8 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[tuple]]:
     def fur(*names):
         return fur_colour(rng, names)
 
-    def layer(score, soft, c):
-        layers.append((score, soft, np.asarray(c)))
+    def layer(score, soft, c, kind="fur"):
+        layers.append(Layer(score, soft, np.asarray(c), kind))
 
     pattern = rng.choice(list(PATTERNS), p=list(PATTERNS.values()))
     if pattern == "plain":
@@ -88,17 +99,24 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[tuple]]:
     if rng.random() < 0.22:  # collar
         along = (p - (rng.uniform(0.47, 0.51), 0, 0.28)) @ np.array([0.82, 0, 0.57])
         off_neck = weights[:, joints.NECK] + head < 0.4
-        layer(0.018 - np.abs(along) - off_neck, 0.002, rng.uniform(0.05, 0.9, 3))
+        layer(0.018 - np.abs(along) - off_neck, 0.002, rng.uniform(0.05, 0.9, 3), "cloth")
     if rng.random() < 0.5:  # inside of the ears, which opens to the front
         forward = studio.rest_normals @ np.array([0.8, 0, -0.2])
         pink = mix(base, (0.75, 0.52, 0.47), 0.6)
-        layer(np.where(ears > 0.6, forward - 0.35, -1), 0.15, pink)
+        layer(np.where(ears > 0.6, forward - 0.35, -1), 0.15, pink, "skin")
     mouth = 0.287 + 0.10 * np.clip(0.80 - x, 0, 1)
     score = 0.008 - np.abs(z - mouth) - 3 * np.clip(0.735 - x, 0, 1) - (head < 0.5)
-    layer(score, 0.005, base * 0.25)
+    layer(score, 0.005, base * 0.25, "skin")
     for side in (1, -1):
         from_eye = np.linalg.norm(p - np.array(EYE) * (1, side, 1), axis=1)
-        layer(0.018 - from_eye, 0.004, fur("black", "chocolate") * 0.4)
+        layer(0.018 - from_eye, 0.004, fur("black", "chocolate") * 0.4, "skin")
     nose = ((p - (np.array(NOSE) + (-0.018, 0, 0.004))) / (0.030, 0.031, 0.024)) ** 2
-    layer(1 - np.sqrt(nose.sum(1)), 0.12, np.array((0.06, 0.05, 0.05)))
+    layer(1 - np.sqrt(nose.sum(1)), 0.12, np.array((0.06, 0.05, 0.05)), "skin")
     return base, layers
+
+
+def paint_layers(paint, layers: list[Layer], scores) -> None:
+    """Paints layers over colours (N, 3), in place; scores: (N, layers) at the same places."""
+    for layer, score in zip(layers, scores.T, strict=True):
+        there = np.flatnonzero(score > -layer.soft)
+        paint[there] = mix(paint[there], layer.colour, step(score[there], layer.soft))

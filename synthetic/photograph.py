@@ -12,8 +12,8 @@ from smal_model import joints
 from util.camera import project
 
 from .animal import Animal, Studio
-from .coat import draw_coat
-from .colours import mix, step
+from .coat import draw_coat, paint_layers
+from .colours import mix
 from .paint import paint_background, paint_front
 from .surface import vertex_normals
 
@@ -73,6 +73,15 @@ class Light:
         above = 0.5 + 0.5 * (normals @ up)
         return lambert[:, None] * self.sun + mix(self.ground, self.sky, above)
 
+    def under(self, colour, part=0.2) -> "Light":
+        """The light drawn towards what the surroundings' mean colour (3,) says of it."""
+        level = np.clip(0.6 + 1.1 * colour.mean(), 0.6, 1.3)
+        tint = (colour / max(float(colour.mean()), 0.02)) ** part * level
+        sun, sky, ground = (
+            (c * tint).astype(np.float32) for c in (self.sun, self.sky, self.ground)
+        )
+        return Light(self.direction, sun, sky, ground)
+
 
 def choose_light(rng, up) -> Light:
     """A light for a scene whose up (3,) is given in camera space."""
@@ -91,14 +100,12 @@ def choose_light(rng, up) -> Light:
 def _paint_coat(rng, studio, normals, corner, weight):
     """Colour (N, 3) and unit normal (N, 3) at places given by faces' corners and weights."""
     base, layers = draw_coat(rng, studio)
-    scores = np.stack([score for score, _, _ in layers], 1)
+    scores = np.stack([layer.score for layer in layers], 1)
     fields = np.concatenate([normals, scores], 1).astype(np.float32)
     at = sum(fields[corner[:, k]] * weight[:, k, None] for k in range(3))  # (N, 3 + layers)
     normal = at[:, :3] / np.maximum(np.linalg.norm(at[:, :3], axis=1, keepdims=True), 1e-6)
     paint = np.tile(base.astype(np.float32), (len(corner), 1))
-    for i, (_, soft, colour) in enumerate(layers):
-        there = np.flatnonzero(at[:, 3 + i] > -soft)
-        paint[there] = mix(paint[there], colour, step(at[there, 3 + i], soft))
+    paint_layers(paint, layers, at[:, 3:])
     return paint, normal
 
 
@@ -152,7 +159,7 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     return rgb, alpha, nearest
 
 
-def _project(points, animal):
+def project_to_crop(points, animal):
     """(N, 3) image plane of the crop and depth of points (N, 3) in camera space."""
     points = torch.from_numpy(points.astype(np.float32))[None]
     return project(points, torch.tensor([[animal.scale]]))[0].numpy()
@@ -163,7 +170,7 @@ def render_shadow(studio: Studio, animal: Animal, frame: Frame, light: Light) ->
     up = animal.up
     above = animal.verts @ up - (animal.verts @ up).min()
     fallen = animal.verts - above[:, None] / (light.direction @ up) * light.direction
-    plane = _project(fallen, animal)
+    plane = project_to_crop(fallen, animal)
     height, width = max(frame.height // 2, 1), max(frame.width // 2, 1)
     flat = photo_plane(frame.to_photo(plane), plane[:, 2], frame.width, frame.height)
     fragments = rasterize(torch.from_numpy(flat)[None], studio.smal.faces, (height, width))
@@ -172,7 +179,7 @@ def render_shadow(studio: Studio, animal: Animal, frame: Frame, light: Light) ->
     # Where little light comes under the body the ground is darker, whatever the sun does.
     feet = (animal.verts - above[:, None] * up)[above < 0.25]
     spots = np.zeros((frame.height, frame.width), np.float32)
-    places = np.round(frame.to_photo(_project(feet, animal)) - 0.5).astype(int)
+    places = np.round(frame.to_photo(project_to_crop(feet, animal)) - 0.5).astype(int)
     places = places[((places >= 0) & (places < (frame.width, frame.height))).all(1)]
     spots[places[:, 1], places[:, 0]] = 1
     spots = np.clip(cv2.GaussianBlur(spots, (0, 0), frame.side * 0.02) * 6, 0, 0.8)
@@ -220,19 +227,61 @@ def _label_keypoints(plane, frame, nearest, covered):
     return labels
 
 
-def photograph(rng, studio: Studio, animal: Animal) -> tuple[bytes, dict, dict]:
+def label(animal: Animal, frame: Frame, mask, nearest, covered, slack) -> tuple[dict, dict]:
+    """Labels and ground truth of a photograph.
+
+    Args:
+        animal: what it shows.
+        frame: the photograph.
+        mask: (H, W) bool, where the animal is seen.
+        nearest: (H, W) depth of the nearest skin, body units.
+        covered: (H, W) in [0, 1], what is before the animal.
+        slack: (4,) how far the box is beyond the mask (left, top, right, bottom), as fractions of
+            the mask's larger side.
+
+    Returns:
+        The entry of StanfordExtra's JSON list without its `img_path`, and the ground truth's arrays
+        (docs/synthetic.md).
+    """
+    row, column = np.nonzero(mask)
+    low, high = np.array([column.min(), row.min()]), np.array([column.max(), row.max()]) + 1
+    slack = slack * (high - low).max()
+    low = np.clip(np.round(low - slack[:2]), 0, None)
+    high = np.clip(np.round(high + slack[2:]), low + 2, (frame.width, frame.height))
+    plane = project_to_crop(animal.joints, animal)
+    entry = {
+        "img_width": frame.width,
+        "img_height": frame.height,
+        "joints": _label_keypoints(plane, frame, nearest, covered).tolist(),
+        "img_bbox": [int(n) for n in (*low, *(high - low))],
+        "is_multiple_dogs": False,
+        "seg": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
+    }
+    ground_truth = {
+        "verts": animal.verts,
+        "joints": animal.joints,
+        "scale": np.float32(animal.scale),
+        "crop_square": np.array([frame.left, frame.top, frame.side], np.float32),
+        **animal.parameters,
+        "del_v": animal.parameters["del_v"].astype(np.float16),
+    }
+    return entry, ground_truth
+
+
+def photograph(rng, studio: Studio, animal: Animal, photos=None) -> tuple[bytes, dict, dict]:
     """Photographs an animal.
 
     Args:
         rng: the random numbers.
         studio: the body.
         animal: what to photograph.
+        photos: not used; other presets take real photographs.
 
     Returns:
         The JPEG's bytes, the entry of StanfordExtra's JSON list without its `img_path`, and the
         ground truth's arrays (docs/synthetic.md).
     """
-    plane = _project(animal.verts, animal)  # (V, 3)
+    plane = project_to_crop(animal.verts, animal)  # (V, 3)
     frame = choose_frame(rng, plane)
     xy = frame.to_photo(plane)
     light = choose_light(rng, animal.up)
@@ -246,26 +295,6 @@ def photograph(rng, studio: Studio, animal: Animal) -> tuple[bytes, dict, dict]:
     covered = paint_front(rng, image, alpha >= 0.5, np.sign(light.direction[0]))
     mask = (alpha >= 0.5) & (covered < 0.5)  # (H, W)
 
-    row, column = np.nonzero(mask)
-    low, high = np.array([column.min(), row.min()]), np.array([column.max(), row.max()]) + 1
-    slack = rng.uniform(-0.01, 0.03, 4) * (high - low).max()
-    low = np.clip(np.round(low - slack[:2]), 0, None)
-    high = np.clip(np.round(high + slack[2:]), low + 2, (frame.width, frame.height))
-    labels = _label_keypoints(_project(animal.joints, animal), frame, nearest, covered)
-    entry = {
-        "img_width": frame.width,
-        "img_height": frame.height,
-        "joints": labels.tolist(),
-        "img_bbox": [int(n) for n in (*low, *(high - low))],
-        "is_multiple_dogs": False,
-        "seg": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
-    }
-    ground_truth = {
-        "verts": animal.verts,
-        "joints": animal.joints,
-        "scale": np.float32(animal.scale),
-        "crop_square": np.array([frame.left, frame.top, frame.side], np.float32),
-        **animal.parameters,
-        "del_v": animal.parameters["del_v"].astype(np.float16),
-    }
+    slack = rng.uniform(-0.01, 0.03, 4)
+    entry, ground_truth = label(animal, frame, mask, nearest, covered, slack)
     return develop(rng, image), entry, ground_truth

@@ -163,17 +163,17 @@ def sample_pose(rng: np.random.Generator, n: int, kinds=None) -> np.ndarray:
     return np.stack([_one_pose(rng, kind) for kind in kinds])
 
 
-def pose_prior_moments(num_samples: int = 2000, floor: float = 0.06):
-    """Mean and precision of `sample_pose`.
+def pose_prior_moments(poses=None, floor: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and precision of poses, without the root's.
 
     Args:
-        num_samples: poses drawn.
+        poses: (N, 105) axis-angles; 2,000 of `sample_pose` where None.
         floor: radians, added to every deviation, which keeps the precision finite.
 
     Returns:
         (105,) mean and (105, 105) lower Cholesky factor of the precision.
     """
-    poses = sample_pose(np.random.default_rng(0), num_samples)
+    poses = sample_pose(np.random.default_rng(0), 2000) if poses is None else poses.copy()
     poses[:, :3] = 0
     covariance = np.cov(poses.T) + floor**2 * np.eye(poses.shape[1])
     return poses.mean(0), np.linalg.cholesky(np.linalg.inv(covariance))

@@ -4,9 +4,11 @@
 
 writes the body, its priors and its mesh hierarchy (`synthetic.body`), `StanfordExtra_v12/` with
 num_images photographs and `animal_pose/` with a twelfth as many; docs/synthetic.md has the schema.
+`--preset wide` draws views, poses, breeds and surroundings as in real photographs; `--backgrounds
+DIR` gives it real ones.
 
 Each image starts from random numbers of its own position in the list, so the number of processes
-changes nothing, and the same options give the same bytes.
+changes nothing, and the same options (and files in DIR) give the same bytes.
 """
 
 import argparse
@@ -28,8 +30,8 @@ from util.files import write_text
 
 from .animal import Studio
 from .body import write_body
-from .photograph import photograph
-from .shape import BREEDS
+from .photos import Photos
+from .presets import PRESETS, WIDE_VERSION
 
 SPLITS = {"train": 0.945, "val": 0.015, "test": 0.04}
 ANIMAL_POSE_FRACTION = 12  # one image for Animal Pose to so many for StanfordExtra
@@ -39,25 +41,30 @@ SETTINGS_FILE = "synthetic.json"
 VERSION = 6  # of the images: raise it with every change of them
 
 _studio: Studio | None = None  # of this process
+_photos: Photos | None = None
 
 
-def _start_worker(body_dir):
-    global _studio
+def _start_worker(body_dir, backgrounds):
+    global _studio, _photos
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     _studio = Studio(body_dir)
+    _photos = Photos(backgrounds) if backgrounds else None
 
 
 def _make_batch(task):
     """Makes the images `indices` of one list and writes JPEGs and ground truth; returns entries."""
-    folder, seed, stream, indices = task
+    folder, preset, seed, stream, indices = task
+    preset = PRESETS[preset]
     rngs = [np.random.default_rng((seed, stream, i)) for i in indices]
+    animals = _studio.place([preset.draw(rng, _studio) for rng in rngs], preset.rounds)
     entries = []
-    for i, rng, animal in zip(indices, rngs, _studio.animals(rngs), strict=True):
-        jpeg, entry, ground_truth = photograph(rng, _studio, animal)
+    for i, rng, animal in zip(indices, rngs, animals, strict=True):
+        jpeg, entry, ground_truth = preset.photograph(rng, _studio, animal, _photos)
         if stream == 0:
-            number = list(BREEDS).index(animal.breed)
-            name = f"n9{number:07d}-{animal.breed}/n9{number:07d}_{i:05d}"
+            number = preset.breeds.index(animal.breed)
+            breed = animal.breed.replace(" ", "_")
+            name = f"n9{number:07d}-{breed}/n9{number:07d}_{i:05d}"
         else:
             name = f"made_up_{i:06d}"
             entry |= {"ear_tips_labelled": False, "has_segmentation": True}
@@ -72,7 +79,9 @@ def _make_batch(task):
     return entries
 
 
-def write_images(data_dir: Path, num_images: int, seed: int, num_workers: int) -> None:
+def write_images(
+    data_dir: Path, num_images: int, seed: int, num_workers: int, preset="plain", backgrounds=None
+) -> None:
     """Writes both data sets into a folder that holds the body already.
 
     Args:
@@ -80,11 +89,13 @@ def write_images(data_dir: Path, num_images: int, seed: int, num_workers: int) -
         num_images: photographs in StanfordExtra's layout.
         seed: of the random numbers.
         num_workers: processes; with 1 all happens in this one.
+        preset: a key of PRESETS.
+        backgrounds: folder of real photographs (`photos.Photos`), or None.
     """
     stanford, animal_pose = data_dir / "StanfordExtra_v12", data_dir / "animal_pose"
     few = max(1, num_images // ANIMAL_POSE_FRACTION)
     tasks = [
-        (folder, seed, stream, range(start, min(start + BATCH, count)))
+        (folder, preset, seed, stream, range(start, min(start + BATCH, count)))
         for stream, (folder, count) in enumerate(((stanford, num_images), (animal_pose, few)))
         for start in range(0, count, BATCH)
     ]
@@ -96,16 +107,16 @@ def write_images(data_dir: Path, num_images: int, seed: int, num_workers: int) -
                 lists[task[0]] += entries
                 bar.update(len(entries))
 
-    body_dir = data_dir / "smal"
+    start = data_dir / "smal", backgrounds
     if num_workers == 1:
         threads = torch.get_num_threads(), cv2.getNumThreads()
-        _start_worker(body_dir)
+        _start_worker(*start)
         collect(map(_make_batch, tasks))
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, _start_worker, (body_dir,)) as pool:
+        with ProcessPoolExecutor(num_workers, context, _start_worker, start) as pool:
             collect(pool.map(_make_batch, tasks))
 
     write_text(stanford / "StanfordExtra_v12.json", json.dumps(lists[stanford]))
@@ -118,7 +129,12 @@ def write_images(data_dir: Path, num_images: int, seed: int, num_workers: int) -
 
 
 def make_data(
-    data_dir, num_images: int = 1200, seed: int = 0, num_workers: int | None = None
+    data_dir,
+    num_images: int = 1200,
+    seed: int = 0,
+    num_workers: int | None = None,
+    preset: str = "plain",
+    backgrounds=None,
 ) -> bool:
     """Makes the synthetic body and images in a folder, aside and then renamed.
 
@@ -127,19 +143,28 @@ def make_data(
         num_images: photographs in StanfordExtra's layout, 20 or more.
         seed: of the random numbers.
         num_workers: processes; one a core where None.
+        preset: a key of PRESETS.
+        backgrounds: folder of real photographs for the wide preset, or None.
 
     Returns:
         Whether anything was made: a folder made with the same settings is left as it is.
 
     Raises:
-        InputError: too few images, or a folder that holds anything else or cannot be made.
+        InputError: too few images, a folder that holds anything else or cannot be made, or no
+            photographs among the backgrounds.
     """
     if num_images < 20:
         raise InputError(f"{num_images} images: at least 20 are needed to fill the three splits")
     data_dir = Path(data_dir)
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir} is a file; give a folder")
-    settings = {"num_images": num_images, "seed": seed, "version": VERSION}
+    settings: dict = {"num_images": num_images, "seed": seed, "version": VERSION}
+    if preset != "plain":
+        settings |= {"preset": preset, "version": WIDE_VERSION}
+    if backgrounds:
+        if not PRESETS[preset].uses_photos:
+            raise InputError(f"the {preset} preset takes no backgrounds; choose the wide one")
+        settings["backgrounds"] = Photos(backgrounds).digest()
     if data_dir.is_dir() and any(data_dir.iterdir()):
         found = data_dir / SETTINGS_FILE
         if found.exists() and json.loads(found.read_text()) == settings:
@@ -156,8 +181,10 @@ def make_data(
         reason = f"{error.strerror}: {error.filename}"
         raise InputError(f"{data_dir} cannot be made ({reason}); give another folder") from error
     try:
-        write_body(aside)
-        write_images(aside, num_images, seed, num_workers or os.cpu_count() or 1)
+        write_body(aside, *PRESETS[preset].priors())
+        write_images(
+            aside, num_images, seed, num_workers or os.cpu_count() or 1, preset, backgrounds
+        )
         (aside / SETTINGS_FILE).write_text(json.dumps(settings) + "\n")
         aside.chmod(0o755)
         if data_dir.is_dir():
@@ -179,6 +206,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_images", type=int, default=5000, help="photographs in StanfordExtra's layout"
     )
+    parser.add_argument("--preset", choices=PRESETS, default="plain", help="which world is drawn")
+    parser.add_argument(
+        "--backgrounds", metavar="DIR", help="real photographs for surroundings and fur (wide)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--num_works", type=int, help="processes (default: one a core)")
     return parser
@@ -187,7 +218,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv=None) -> None:
     """Makes what the options ask for and says where it is."""
     args = get_parser().parse_args(argv)
-    if make_data(args.data_dir, args.num_images, args.seed, args.num_works):
+    options = args.num_images, args.seed, args.num_works, args.preset, args.backgrounds
+    if make_data(args.data_dir, *options):
         print(f"{args.num_images} images of synthetic dogs are in {args.data_dir}")
     else:
         print(f"{args.data_dir} holds these {args.num_images} images already; nothing was made")

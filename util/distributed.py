@@ -125,12 +125,22 @@ def interleaved(items: Sequence) -> list:
     return list(items[rank() :: world_size()])
 
 
-def gather_interleaved(items: list) -> list:
-    """The whole list of what `interleaved` dealt out, in its order, in every process."""
+def gather_interleaved(items: list, to_all: bool = True) -> list:
+    """The whole list of what `interleaved` dealt out, in its order, in every process.
+
+    Args:
+        items: of this process.
+        to_all: else only the first process gets it, and the others an empty list.
+    """
     if world_size() == 1:
         return items
     parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, items)
+    if to_all:
+        dist.all_gather_object(parts, items)
+    else:
+        dist.gather_object(items, parts if is_main() else None)
+        if not is_main():
+            return []
     missing = object()
     rows = chain.from_iterable(zip_longest(*parts, fillvalue=missing))
     return [item for item in rows if item is not missing]

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from datasets.transforms import MIRRORED, Augmentation, draw_augmentation, make_crop, to_image
+from datasets.transforms import MIRRORED, Augmentation, draw_augmentation, make_crop
+from util.images import to_image
 
 from .small_set import HEIGHT, WIDTH, make_entry
 
@@ -32,7 +33,7 @@ def test_image_mask_and_keypoints_move_together(change):
         dot = np.zeros((HEIGHT, WIDTH), np.uint8)
         cv2.circle(dot, tuple(int(16 * v) for v in joints[k, :2]), 16 * 4, 1, -1, cv2.LINE_8, 4)
         photo = np.repeat(dot[..., None] * 200, 3, -1).astype(np.uint8)
-        sample = make_crop(photo, dot, joints, box, augmentation=change)
+        sample = make_crop(photo, box, dot, joints, augmentation=change)
         place = (
             int(np.flatnonzero(MIRRORED == k)[0]) if change.flip else k
         )  # a mirrored joint has its twin's number
@@ -49,9 +50,8 @@ def test_image_mask_and_keypoints_move_together(change):
 def test_the_border_is_the_edge_of_the_photograph(change):
     """A mask that covers the whole photograph has the border mask as its crop."""
     photo = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    sample = make_crop(
-        photo, np.ones((HEIGHT, WIDTH)), np.zeros((20, 3)), (10, 20, 230, 150), augmentation=change
-    )
+    box = (10, 20, 230, 150)
+    sample = make_crop(photo, box, np.ones((HEIGHT, WIDTH)), augmentation=change)
     mask, border = sample["mask"].numpy(), sample["border_mask"].numpy()
     assert 0.3 < border.mean() < 0.999
     assert (border[mask > 0.02] == 1).all() and (border[mask == 0] == 0).all()
@@ -61,8 +61,7 @@ def test_scale_multiplies_the_side_of_the_crop():
     photo, mask = np.full((HEIGHT, WIDTH, 3), 90, np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[80:160, 100:200] = 1
     crops = [
-        make_crop(photo, mask, np.zeros((20, 3)), (70, 60, 160, 120), augmentation=Augmentation(s))
-        for s in (1, 1.25)
+        make_crop(photo, (70, 60, 160, 120), mask, augmentation=Augmentation(s)) for s in (1, 1.25)
     ]
     assert crops[1]["scale"] / crops[0]["scale"] == pytest.approx(1.25)
     assert crops[0]["mask"].sum() / crops[1]["mask"].sum() == pytest.approx(1.25**2, rel=0.03)
@@ -76,11 +75,11 @@ def test_flip_is_the_crop_of_the_mirrored_photograph():
     mask[60:150, 70:200] = 1
     joints = np.array(entry["joints"])[:20]
     x, y, w, h = 70, 60, 160, 120
-    flipped = make_crop(photo, mask, joints, (x, y, w, h), augmentation=Augmentation(flip=True))
+    flipped = make_crop(photo, (x, y, w, h), mask, joints, augmentation=Augmentation(flip=True))
 
     mirrored_joints = joints[[6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18]]
     mirrored_joints = mirrored_joints * [-1, 1, 1] + [WIDTH, 0, 0]
-    expected = make_crop(photo[:, ::-1], mask[:, ::-1], mirrored_joints, (WIDTH - x - w, y, w, h))
+    expected = make_crop(photo[:, ::-1], (WIDTH - x - w, y, w, h), mask[:, ::-1], mirrored_joints)
     for key in ("image", "mask", "border_mask", "keypoints"):
         torch.testing.assert_close(flipped[key], expected[key], atol=1e-5, rtol=0)
 
@@ -90,9 +89,9 @@ def test_a_small_turn_is_near_no_turn():
     photo = cv2.GaussianBlur(
         np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8), (0, 0), 4
     )
-    arguments = photo, np.ones((HEIGHT, WIDTH), np.uint8), np.zeros((20, 3)), (90, 80, 120, 90)
+    box = (90, 80, 120, 90)
     plain, turned = (
-        to_image(make_crop(*arguments, augmentation=Augmentation(angle=a))["image"])
+        to_image(make_crop(photo, box, augmentation=Augmentation(angle=a))["image"])
         for a in (0, 1e-4)
     )
     assert np.abs(plain.astype(int) - turned).max() <= 1

@@ -48,6 +48,6 @@ def test_check_as_a_command_says_what_is_missing(tmp_path):
         "--data_dir",
         str(tmp_path),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "animal_pose_data.json is missing" in done.stderr

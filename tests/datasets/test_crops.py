@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 import datasets
 from datasets import build_dataset, train_val
-from datasets.transforms import to_image
 from util.errors import InputError
+from util.images import to_image
 
 from .small_set import edit, make_entry, photo_path, write_set
 
@@ -41,12 +41,15 @@ def test_a_sample_has_the_documented_fields(small_set):
         "image": ((3, 96, 96), torch.float32),
         "mask": ((224, 224), torch.float32),
         "has_mask": ((), torch.bool),
+        "mask_weight": ((224, 224), torch.float32),
+        "area": ((), torch.float32),
         "border_mask": ((224, 224), torch.float32),
         "keypoints": ((20, 3), torch.float32),
         "has_keypoints": ((), torch.bool),
         "center": ((2,), torch.float32),
         "scale": ((), torch.float32),
     }
+    assert (sample["mask_weight"] == 1).all() and sample["area"] == sample["mask"].sum()
     assert sample["has_mask"] and sample["has_keypoints"]
     assert sample["index"] == 2 and sample["name"] == "breed_dog_2"
 
@@ -65,11 +68,12 @@ def test_joints_that_are_no_numbers_are_not_visible(small_set):
     def spoil(entries):
         entries[2]["joints"][4] = [float("nan"), float("nan"), 0]
         entries[2]["joints"][5] = [float("nan"), 100.0, 1]
+        entries[2]["joints"][6] = [1e300, 100.0, 0]
 
     edit(small_set, spoil)
     keypoints = build_dataset("stanford", small_set, "train")[0]["keypoints"]
-    assert keypoints[[4, 5]].tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert keypoints[:, 2].sum() == 18 and keypoints.isfinite().all()
+    assert keypoints[[4, 5, 6]].tolist() == [[0, 0, 0]] * 3
+    assert keypoints[:, 2].sum() == 17 and keypoints.isfinite().all()
 
 
 def test_ground_truth_comes_with_the_sample(small_set):

@@ -96,10 +96,15 @@ def test_evaluation_writes_the_same_files(data, runs, tmp_path, pytestconfig):
     for processes in (1, *_counts(pytestconfig)):
         output = _run(processes, tmp_path / "none", *common, tmp_path / str(processes))
         assert output.count("Results are in") == 1
-    files = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
-    assert len(files) == 4 * 2 + 3
+
+    def contents(processes):
+        folder = tmp_path / str(processes)
+        return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    files = contents(1)
+    assert len(files) == 4 * 3 + 4 + 3  # scores, then the page, its library and its license
     for processes in _counts(pytestconfig):
-        others = {path.name: path.read_bytes() for path in (tmp_path / str(processes)).iterdir()}
+        others = contents(processes)
         assert files.keys() == others.keys()
         differing = [name for name in files if files[name] != others[name]]
         assert differing == ["stanford_report.json"]
@@ -126,6 +131,28 @@ def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number):
+    """After the same step: the first process saves, and the run resumes."""
+    options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
+    options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
+    process = _start(2, tmp_path / "g.pt", *options, "500", *SMALL)
+    while not (tmp_path / "g.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    if not os.path.exists(children):
+        process.terminate()
+        pytest.skip("needs /proc/PID/task/PID/children of Linux")
+    os.kill(int(open(children).read().split()[number]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "interrupted by SIGTERM" in output
+    step = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["step"]
+    epochs = str(step // 3 + 1)
+    resumed = [*options, epochs, "--resume", tmp_path / "checkpoint.pth.tar"]
+    assert "resumes" in _run(2, tmp_path / "g.pt", *resumed)
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pytestconfig):
     if processes > 2 and not pytestconfig.getoption("--many_processes"):
@@ -133,9 +160,11 @@ def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pyt
     options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
     options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
     _run(2, tmp_path / "g.pt", *options, "1", *SMALL)
-    _run(processes, tmp_path / "g.pt", *options, "2", "--resume", tmp_path / "checkpoint.pth.tar")
+    resumed = ["2", "--resume", tmp_path / "checkpoint.pth.tar"]
+    output = _run(processes, tmp_path / "g.pt", *options, *resumed)
+    assert "resumes" in output
     log = (tmp_path / "log.txt").read_text()
-    assert "epoch 1/1" in log and "epoch 2/2" in log and "resumes" in log
+    assert "epoch 1/1" in log and "epoch 2/2" in log
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["step"] == 6
 
 

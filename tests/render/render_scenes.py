@@ -1,7 +1,8 @@
 """Scenes for the renderer's tests, and one way to run them through any backend.
 
-Triton runs in its interpreter, in a process of its own since the interpreter must be chosen before
-Triton is imported: `python render_scenes.py <backend> <scenes.npz> <results.npz>`.
+Triton runs on the CUDA device where there is one, and otherwise in its interpreter, in a process of
+its own since the interpreter must be chosen before Triton is imported:
+`python render_scenes.py <backend> <scenes.npz> <results.npz>`.
 """
 
 import importlib.util
@@ -43,25 +44,29 @@ def scene(verts, faces, size, sigma=1e-4, blur_radius=None, supersample=2) -> di
     }
 
 
-def run_here(backend: str, scenes: list[dict]) -> list[dict]:
+def run_here(backend: str, scenes: list[dict], device: str = "cpu") -> list[dict]:
     """Each scene's silhouette, gradient of the sum of weights * silhouette, coverage, z-buffer."""
     import render
 
     results = []
     for s in scenes:
-        verts = torch.tensor(s["verts"], requires_grad=True)
-        faces, size = torch.tensor(s["faces"]), tuple(int(n) for n in s["size"])
+        verts = torch.tensor(s["verts"], requires_grad=True, device=device)
+        faces, size = torch.tensor(s["faces"], device=device), tuple(int(n) for n in s["size"])
         result = {}
         if backend != "pytorch3d" or size[0] == size[1]:
             blur_radius = None if s["blur_radius"] < 0 else float(s["blur_radius"])
             sigma = float(s["sigma"])
             silhouette = render.soft_silhouette(verts, faces, size, sigma, blur_radius, backend)
-            (silhouette * torch.tensor(weights(silhouette.shape))).sum().backward()
-            result = {"silhouette": silhouette.detach().numpy(), "grad": verts.grad.numpy()}
+            upstream = weights(silhouette.shape)
+            if "broken" in s:
+                upstream.flat[s["broken"]] = np.array([np.nan, np.inf])[: len(s["broken"])]
+            silhouette.backward(torch.tensor(upstream, device=device))
+            result = {"silhouette": silhouette.detach().cpu().numpy()}
+            result["grad"] = verts.grad.cpu().numpy()
         nearest = render.rasterize(verts, faces, size, backend)
         covered = render.coverage(verts, faces, size, int(s["supersample"]), backend)
-        result |= {name: value.numpy() for name, value in vars(nearest).items()}
-        result["coverage"] = covered.numpy()
+        result |= {name: value.cpu().numpy() for name, value in vars(nearest).items()}
+        result["coverage"] = covered.cpu().numpy()
         results.append(result)
     return results
 
@@ -71,10 +76,11 @@ def weights(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def run(backend: str, scenes: list[dict], folder: Path) -> list[dict]:
-    """As run_here; Triton in a process of its own."""
+    """As run_here; Triton on the CUDA device, or in a process of its own."""
     require(backend)
-    if backend != "triton":
-        return run_here(backend, scenes)
+    on_device = torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ
+    if backend != "triton" or on_device:
+        return run_here(backend, scenes, "cuda" if backend == "triton" else "cpu")
     given, got = folder / "scenes.npz", folder / "results.npz"
     pack(given, scenes)
     settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

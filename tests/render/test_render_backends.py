@@ -92,6 +92,28 @@ def odd_scenes(size_of_soup: int) -> list[dict]:
     ]
 
 
+def large_scenes() -> list[dict]:
+    """More pairs of image and face than a program sets up, and lists of more than one chunk."""
+    pairs = soup(10, 2, 70, 0.1)  # 140; FACES is 128
+    stack = soup(11, 1, 45, 0.02)  # CHUNK is 32
+    left = np.tile([[-5.0, -9, 2], [0.7, 0, 2], [-5, 9, 2]], (1, 45, 1))
+    left[..., 0] += np.linspace(0, 0.1, 45 * 3)
+    return [
+        scene(*pairs, (20, 24), sigma=1e-3),
+        scene(*stack, (4, 4), sigma=1e-2),  # half of the faces at each pixel
+        scene(left, stack[1], (8, 20), sigma=1e-4),  # opaque before the list of a tile ends
+    ]
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_large_scenes_equal_the_reference(backend, tmp_path):
+    scenes = large_scenes()
+    results = run(backend, scenes, tmp_path)
+    for result, expected in zip(results, run_here("torch", scenes), strict=True):
+        close(result, expected)
+    assert results[2]["silhouette"][0, 3:5, :16].min() == 1 and results[2]["grad"].any()
+
+
 @pytest.mark.parametrize("backend", ["numba", "triton"])
 def test_short_edges_equal_the_reference(backend, tmp_path):
     """Rounding says which of corners 1, 2 and 4 is nearest: their sum is compared."""

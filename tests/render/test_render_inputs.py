@@ -87,6 +87,25 @@ def test_a_face_that_crosses_the_camera_counts_where_its_depth_is_positive(backe
     assert result["silhouette"][0, 30, 10] == 0 and result["silhouette"][0, 30, 30] > 0.99
 
 
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_an_upstream_gradient_that_is_not_finite_reaches_the_vertices(backend, tmp_path):
+    verts, faces = soup(12, 2, 12, 0.1)
+    scenes = [scene(verts, faces, (12, 12), sigma=1e-3) for _ in range(3)]
+    seen = np.flatnonzero(run_here("torch", scenes[:1])[0]["silhouette"])
+    scenes[1]["broken"], scenes[2]["broken"] = seen[:1], seen[[0, -1]]
+    sound, *results = run(backend, scenes, tmp_path)
+    _, *references = run_here("torch", scenes)
+    assert np.isfinite(sound["grad"]).all()
+    for result, expected in zip(results, references, strict=True):
+        finite = np.isfinite(expected["grad"])
+        assert not finite.all() and finite[..., :2].any()
+        broken = ~np.isfinite(result["grad"])  # between equal edges a vertex may be left out
+        assert np.array_equal(broken.any((1, 2)), (~finite).any((1, 2)))
+        assert not broken[finite].any() and broken.sum() > 0.7 * (~finite).sum()
+        others = result["grad"][finite], sound["grad"][finite]
+        np.testing.assert_allclose(*others, rtol=1e-3, atol=1e-6)
+
+
 def test_more_than_two_to_the_31_pairs():
     """Every pixel in every face's box; a gradient remains at the image's lower right part."""
     size, count = 1024, 2100
@@ -152,6 +171,24 @@ def test_auto_chooses_by_device_type_and_what_is_installed(monkeypatch):
     assert render.choose_backend("auto", verts.to("meta")) == "torch"
     monkeypatch.setattr(render, "_installed", lambda package: False)
     assert render.choose_backend("auto", verts) == "torch"
+
+
+def test_faces_are_read_once_for_a_tensor_and_version(monkeypatch):
+    reads = []
+    original = torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda t: (reads.append(t), original(t))[1])
+    verts, faces = torch.rand(1, 6, 3), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    for _ in range(3):
+        render.coverage(verts, faces, 8)
+    assert len(reads) == 1
+    with pytest.raises(ValueError, match="faces .* 5 vertices"):
+        render.coverage(verts[:, :5], faces, 8)
+    faces[0, 0] = 6
+    with pytest.raises(ValueError, match="faces .* 6 vertices.*1 to 6"):
+        render.coverage(verts, faces, 8)
+    assert len(reads) == 2
+    with torch.inference_mode():
+        render.coverage(verts, torch.tensor([[0, 1, 2]]), 8)
 
 
 def test_faces_of_either_integer_type_and_any_layout_of_vertices():

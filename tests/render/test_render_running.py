@@ -145,22 +145,32 @@ COMPILE = """
 import triton, render.triton_cuda as cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-kinds = dict.fromkeys(("faces", "counts", "starts", "entries", "cursors", "face"), "*i64")
-kinds |= {"boxes": "*i32", "covered": "*u8"}
+kinds = dict.fromkeys(("counts", "starts", "cursors", "face"), "*i64") | {"covered": "*u8"}
+kinds |= dict.fromkeys(("boxes", "faces", "entries"), "*i32")
 numbers = {"reach", "scale", "limit", "factor"}
 floats = {"verts", "records", "product", "upstream", "grad", "depth", "bary"}
 constants = {n: getattr(cuda, n) for n in ("TILE", "FACES", "RECORD", "CHUNK")}
 constants |= {"SOFT": True, "ROWS": cuda.WINDOW[0], "COLUMNS": cuda.WINDOW[1]}
-kinds |= dict.fromkeys(constants, "constexpr") | dict.fromkeys(floats, "*fp32")
-kinds |= dict.fromkeys(numbers, "fp32")
-for name in ("_set_up", "_fill", "_soft_forward", "_soft_backward", "_cover", "_nearest"):
+kinds |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(numbers, "fp32")
+aligned = [["tt.divisibility", 16]]
+# Numbers that are 1 and those that 16 divides are compiled in: as launched for a batch of 224 x 224
+# pixels (14 x 14 tiles), for one row of them, and for a shape without such numbers.
+launches = [{"height": 224, "width": 224}, {"height": 1, "tiles_down": 1, "width": 224}, {}]
+for name, options in cuda.OPTIONS.items():
     kernel = getattr(cuda, name)
     names = kernel.arg_names
-    values = {(names.index(n),): v for n, v in constants.items() if n in names}
-    signature = {n: kinds.get(n, "i32") for n in names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    print(name, len(compiled.asm["cubin"]) > 1000)
+    for special in launches:
+        fixed = constants | {n: v for n, v in special.items() if v == 1}
+        values = {(names.index(n),): v for n, v in fixed.items() if n in names}
+        signature = {n: "constexpr" if n in fixed else kinds.get(n, "i32") for n in names}
+        attributes = {
+            (names.index(n),): aligned
+            for n in names
+            if signature[n][0] == "*" or special.get(n, 1) % 16 == 0
+        }
+        source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        print(name, len(compiled.asm["cubin"]) > 1000)
 """
 
 
@@ -170,4 +180,36 @@ def test_triton_kernels_compile_for_a_gpu(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = python("-c", COMPILE, env=environment)
-    assert done.stdout.count("True") == 6, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("True") == 18, done.stdout + done.stderr[-2000:]
+
+
+def test_triton_honours_deterministic_algorithms():
+    require("triton")
+    from render.triton_cuda import _alert_not_deterministic
+
+    _alert_not_deterministic()
+    try:
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(RuntimeError, match="'triton' are not deterministic"):
+            _alert_not_deterministic()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match="'triton' are not deterministic"):
+            _alert_not_deterministic()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_triton_on_a_side_stream_and_on_the_last_device():
+    require("triton")
+    verts, faces = (torch.tensor(x) for x in soup(13, 2, 50, 0.2))
+    expected = render.soft_silhouette(verts, faces, 40, 1e-3, backend="torch")
+    last = torch.device("cuda", torch.cuda.device_count() - 1)
+    stream = torch.cuda.Stream(last)
+    with torch.cuda.stream(stream):
+        moved = verts.to(last).requires_grad_()
+        silhouette = render.soft_silhouette(moved, faces.to(last), 40, 1e-3, backend="triton")
+        silhouette.sum().backward()
+    stream.synchronize()
+    assert torch.allclose(silhouette.detach().cpu(), expected, atol=1e-4)
+    assert moved.grad.isfinite().all() and moved.grad.any()

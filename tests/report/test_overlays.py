@@ -52,6 +52,8 @@ def make_strip(refined: bool = True, image: np.ndarray = GREY, scores=None) -> n
     sample = {
         "image": normalize(image / np.float32(255)),
         "mask": mask,
+        "has_mask": torch.tensor(True),
+        "has_keypoints": torch.tensor(True),
         "border_mask": border,
         "keypoints": torch.tensor([[50.0, 60.0, 1.0]]).repeat(20, 1),
     }

@@ -13,7 +13,6 @@ from smal_model import SMAL
 from smal_model.safe_pickle import UnsafeFileError, load_pickle
 from smal_model.tables import load_npz, load_table
 from util.errors import InputError
-from util.files import atomic_write
 
 
 class Evil:
@@ -117,15 +116,6 @@ def test_damaged_npz_is_named_wherever_the_damage_is(tmp_path):
 def test_missing_body_names_file_source_and_way_out(tmp_path):
     with pytest.raises(InputError, match=r"my_smpl_00781_4_all.*smal.is.tue.mpg.de.*embedded body"):
         SMAL(tmp_path)
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(target) as temporary:
-        temporary.write_text("half of the new")
-        raise RuntimeError
-    assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_sample_files_hold_what_the_layer_needs(shared):

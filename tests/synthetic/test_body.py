@@ -22,10 +22,8 @@ def body():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("body")
-    write_body(folder)
-    return folder
+def folder(synthetic_body):
+    return synthetic_body
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""What all data sets share: the sample, the check on opening, images that fail under way."""
+
+import copy
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from util.errors import InputError
+
+from .annotations import (
+    DAMAGED_ARRAY,
+    IMAGE_KEYS,
+    Problem,
+    entry_name,
+    find_problems,
+    image_folder,
+    read_checksums,
+    read_joints,
+    read_mask,
+    unique_names,
+)
+from .images import read_image
+from .transforms import CROP, draw_augmentation, make_crop
+
+ATTEMPTS = 10  # images in a row that may fail under way
+MOST_GROUND_TRUTH_BYTES = 2**26  # of an array
+# What zipfile raises on a damaged archive (RuntimeError: encrypted, or of a later version).
+DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+class LabelledImages(Dataset):
+    """One split of a data set.
+
+    A sample is a dict (S = img_res; labels live in the 224-pixel crop whatever S is):
+        image         (3, S, S) float32, the network's input, ImageNet-normalised
+        mask          (224, 224) float32 in [0, 1], not thresholded
+        has_mask      () bool, whether the mask is labelled; it is 0 where not
+        mask_weight   (224, 224) float32, 1 where the mask counts, 0 where it is unsure or missing
+        area          () float32, for PCK's threshold, square pixels of the crop: sum of the mask,
+                      or area of the box where no mask is labelled
+        border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside
+        inside        (224, 224) float32, 1 inside the image, whatever its colours
+        keypoints     (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; the place
+                      means nothing where visible is 0, and a joint written as NaN is (0, 0, 0)
+        has_keypoints () bool, whether the keypoints are labelled; they are 0 where not
+        center        (2,) float32 x, y of the crop's centre in the image
+        scale         () float32, the crop's side / 200
+        index         int, position in the list of annotations
+        name          str, `<breed>_<file without ending>`, and `_<index>` where several entries
+                      name that file
+        failed        str, empty; or name and fault of the image that should have stood here and
+                      could not be read: then the sample is that of the next readable image
+    and, opened with ground_truth where the data set has a `Truth` folder, float32:
+        gt_verts      (V, 3)
+        gt_joints     (41, 3)
+
+    Opening reads every image of the split once. Entries that cannot be used (no readable image, a
+    box outside the image or without area, a label that is missing or lies) are left out, in
+    training and in evaluation alike: `problems` lists them.
+
+    Random changes depend on (seed, epoch, position in the list) only: the number of workers changes
+    nothing. Call `set_epoch` before each epoch; it reaches workers that are already running.
+    """
+
+    folder: str  # in the data folder
+    keys: tuple[str, ...] = IMAGE_KEYS  # that an entry must have
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        split: str,
+        img_res: int = CROP,
+        augment: bool = False,
+        flip: bool = False,
+        ground_truth: bool = False,
+        seed: int = 0,
+    ):
+        """Reads the list and checks every image of the split.
+
+        Args:
+            data_dir: folder that holds the data set's folder.
+            split: `train`, `val` or `test`.
+            img_res: side of the network's input, pixels.
+            augment: random scale, turn and gain.
+            flip: mirrors half of the images.
+            ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
+            seed: of the random changes.
+        """
+        if ground_truth and (augment or flip):
+            raise ValueError("ground_truth is that of the unchanged image: no augment or flip")
+        self.root = Path(data_dir) / self.folder
+        self.split, self.img_res = split, img_res
+        self.augment, self.flip, self.seed = augment, flip, seed
+        self.entries, indices = self.read_annotations(data_dir, split)
+        self.images = self.image_folder(data_dir, split)
+
+        self.problems, self.indices = self.check(data_dir, split, self.entries, indices)
+        if not self.indices:
+            first = self.problems[0] if self.problems else None
+            found = f" (the first: {first.name}, {first.problem})" if first else ""
+            where = f"{self.root}, split {split}{found}"
+            raise InputError(f"no usable image among the {len(indices)} of {where}")
+        self.names = unique_names([entry_name(self.entries[i]) for i in self.indices], self.indices)
+
+        self.has_ground_truth = ground_truth and (self.root / "Truth").is_dir()
+        if self.has_ground_truth:
+            paths = [self.ground_truth_path(i) for i in self.indices]
+            missing = [path for path in paths if not path.is_file()]
+            if missing:
+                raise InputError(
+                    f"{missing[0]} and {len(missing) - 1} more files of the ground truth are "
+                    "missing: make the data set again"
+                )
+        # Shared memory: workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @classmethod
+    def has_split(cls, data_dir: str | Path, split: str) -> bool:
+        """Whether the data set in `data_dir` has the split."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_annotations(cls, data_dir: str | Path, split: str) -> tuple[list, np.ndarray]:
+        """Reads the whole list of annotations and the positions (N,) of the split's entries."""
+        raise NotImplementedError
+
+    @classmethod
+    def image_folder(cls, data_dir: str | Path, split: str) -> Path:
+        """The folder below which the entries' paths lie."""
+        return image_folder(Path(data_dir) / cls.folder)
+
+    @classmethod
+    def check(
+        cls, data_dir: str | Path, split: str, entries: list, indices: np.ndarray
+    ) -> tuple[list[Problem], list[int]]:
+        """What is wrong with the entries at `indices`, and the positions of those that are well."""
+        images = cls.image_folder(data_dir, split)
+        checksums = read_checksums(Path(data_dir) / cls.folder)
+        found = find_problems(entries, indices, images, cls.keys, checksums)
+        checked = list(zip(indices.tolist(), found, strict=True))
+        problems = [Problem(i, entry_name(entries[i]), p) for i, p in checked if p]
+        return problems, [i for i, p in checked if not p]
+
+    @property
+    def excluded(self) -> int:
+        """Number of unusable entries left out."""
+        return len(self.problems)
+
+    def part(self, items: Sequence[int], changed: bool = True) -> "LabelledImages":
+        """A data set of some of the samples that follows the epochs of this one.
+
+        Args:
+            items: positions of the samples.
+            changed: whether random changes stay.
+        """
+        out = copy.copy(self)
+        out.indices = [self.indices[i] for i in items]
+        out.names = [self.names[i] for i in items]
+        out.augment, out.flip = changed and self.augment, changed and self.flip
+        return out
+
+    def ground_truth_path(self, index: int) -> Path:
+        """The file of a synthetic image's mesh; `index` is the position in the list."""
+        return (self.root / "Truth" / self.entries[index]["img_path"]).with_suffix(".npz")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of this epoch."""
+        self._epoch.fill_(epoch)
+
+    def read_labels(self, entry: dict) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """An entry's mask (H, W) and joints (20, 3), None where they are not labelled."""
+        mask = read_mask(entry) if "seg" in self.keys else None
+        return mask, read_joints(entry) if "joints" in self.keys else None
+
+    def load(self, item: int) -> dict:
+        """The documented sample without `failed`.
+
+        Raises:
+            InputError: a file has vanished or changed since opening.
+        """
+        index = self.indices[item]
+        entry = self.entries[index]
+        image = read_image(self.images / entry["img_path"])
+        if image.shape[:2] != (int(entry["img_height"]), int(entry["img_width"])):
+            raise InputError(f"{self.images / entry['img_path']} has changed its size")
+        mask, joints = self.read_labels(entry)
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        augmentation = draw_augmentation(rng, self.augment, self.flip)
+        sample = make_crop(image, entry["img_bbox"], mask, joints, self.img_res, augmentation)
+        sample |= {"index": index, "name": self.names[item]}
+        if self.has_ground_truth:
+            sample |= read_ground_truth(self.ground_truth_path(index))
+        return sample
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> dict:
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        failed = ""
+        for place in range(item, item + min(ATTEMPTS, len(self))):
+            try:
+                return self.load(place % len(self)) | {"failed": failed}
+            except InputError as error:
+                failed = failed or f"{self.names[place % len(self)]}: {error}"
+        raise InputError(f"{ATTEMPTS} images in a row cannot be read, the first {failed}")
+
+
+def read_ground_truth(path: Path) -> dict:
+    """gt_verts (V, 3) and gt_joints (41, 3), float32, of a synthetic image."""
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for key in ("verts", "joints"):
+                member = archive.getinfo(f"{key}.npy")
+                if member.file_size > MOST_GROUND_TRUTH_BYTES:
+                    raise InputError(f"{path} holds too large an array: make the data set again")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("unknown compression")
+                with archive.open(f"{key}.npy") as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
+                    raise InputError(f"{path} holds no (N, 3) array {key}: make the data set again")
+                out[f"gt_{key}"] = torch.from_numpy(array.astype(np.float32))  # (N, 3)
+    except InputError:
+        raise
+    except (*DAMAGED_ARRAY, *DAMAGED_ZIP) as error:
+        raise InputError(f"{path} is not readable ({error}): make the data set again") from error
+    return out

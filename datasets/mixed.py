@@ -1,0 +1,92 @@
+"""Several data sets as one, drawn by weights."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .labelled import LabelledImages
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """`dog_pose:0.4,oxford_pet:0.2` as weights by name, in that order.
+
+    Raises:
+        ValueError: the text is not of this form, a name comes twice or a weight is not positive.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = float("nan")
+        if not name or name in weights or not 0 < weight < float("inf"):
+            raise ValueError(f"'{part}' in '{text}', expected NAME:WEIGHT, each name once")
+        weights[name] = weight
+    return weights
+
+
+class Mixed(Dataset):
+    """Samples of several data sets; an epoch has as many as they have together.
+
+    Which data set each sample comes from is drawn with the weights, its image without repeats until
+    every image of that data set was drawn; both follow from (seed, epoch) alone. Ground truth that
+    not all of them have is left out.
+    """
+
+    def __init__(
+        self, datasets: Mapping[str, LabelledImages], weights: Mapping[str, float], seed=0
+    ):
+        """Mixes opened data sets.
+
+        Args:
+            datasets: by name.
+            weights: by the same names, above 0; fractions of the samples once divided by their sum.
+            seed: of the draws.
+        """
+        if set(datasets) != set(weights):
+            raise ValueError(f"weights of {sorted(weights)}, expected {sorted(datasets)}")
+        self.datasets = [datasets[name] for name in weights]
+        total = sum(weights.values())
+        self.fractions = [weight / total for weight in weights.values()]
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._plan: tuple[int, np.ndarray] | None = None
+
+    @property
+    def excluded(self) -> int:
+        """Number of unusable entries left out."""
+        return sum(dataset.excluded for dataset in self.datasets)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of this epoch."""
+        self._epoch.fill_(epoch)
+        for dataset in self.datasets:
+            dataset.set_epoch(epoch)
+
+    def plan(self) -> np.ndarray:
+        """What this epoch draws: (N, 2), number of the data set and position in it."""
+        epoch = int(self._epoch)
+        if self._plan is None or self._plan[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            which = rng.choice(len(self.datasets), len(self), p=self.fractions)  # (N,)
+            items = np.empty_like(which)
+            for k, dataset in enumerate(self.datasets):
+                places = np.flatnonzero(which == k)
+                rounds = -(-len(places) // len(dataset))
+                order = [rng.permutation(len(dataset)) for _ in range(rounds)]
+                items[places] = np.concatenate([*order, []])[: len(places)]
+            self._plan = epoch, np.stack([which, items], 1)
+        return self._plan[1]
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, item: int) -> dict:
+        which, place = self.plan()[item]
+        sample = self.datasets[which][int(place)]
+        if all(dataset.has_ground_truth for dataset in self.datasets):
+            return sample
+        return {key: value for key, value in sample.items() if not key.startswith("gt_")}

@@ -1,0 +1,110 @@
+"""Animals in a photograph: torchvision's Mask R-CNN, trained on COCO, gives box and mask."""
+
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.models import detection
+from torchvision.ops import batched_nms
+
+from util.errors import InputError
+
+from .checkpoint import load_checkpoint
+
+ANIMALS = ("cat", "dog", "horse", "sheep", "cow", "bear", "zebra", "giraffe")  # of COCO
+MIN_SCORE = 0.5
+SAME_ANIMAL = 0.6  # overlap of boxes above which two detections are one animal
+MAX_SIDE = 1333  # pixels; larger photographs are detected at this size by the net itself
+
+
+@dataclass
+class Animal:
+    """One animal in a photograph.
+
+    box: (4,) x, y, width, height, pixels.
+    mask: (H, W) bool, or None where it is not known.
+    kind: its class in COCO, or "" where nobody said.
+    """
+
+    box: np.ndarray
+    mask: np.ndarray | None = None
+    kind: str = ""
+
+
+class Detector:
+    """Finds animals.
+
+    Args:
+        net: a torchvision Mask R-CNN, in evaluation mode.
+        categories: names of its classes, in order.
+    """
+
+    def __init__(self, net: torch.nn.Module, categories: list[str]):
+        self.net, self.categories = net, categories
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> list[Animal]:
+        """The animals in an image (H, W, 3) uint8, the surest first; empty where there is none."""
+        device = next(self.net.parameters()).device
+        values = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1) / 255
+        (found,) = self.net([values])
+        names = [self.categories[i] for i in found["labels"].tolist()]
+        is_animal = torch.tensor(
+            [name in ANIMALS for name in names], device=device, dtype=torch.bool
+        )
+        kept = (is_animal & (found["scores"] >= MIN_SCORE)).nonzero()[:, 0]
+        boxes, scores = found["boxes"][kept], found["scores"][kept]
+        # One animal may be found as two kinds.
+        chosen = kept[batched_nms(boxes, scores, torch.zeros_like(kept), SAME_ANIMAL)]
+        animals = []
+        for i in chosen.tolist():
+            x0, y0, x1, y1 = found["boxes"][i].tolist()
+            mask = (found["masks"][i, 0] > 0.5).cpu().numpy()
+            if min(x1 - x0, y1 - y0) >= 2 and mask.any():
+                box = np.array([x0, y0, x1 - x0, y1 - y0])
+                animals.append(Animal(box, mask, names[i]))
+        return animals
+
+
+def build_detector(weights: Path | None, device: torch.device) -> Detector:
+    """Mask R-CNN with the weights of a file, or torchvision's own, which are downloaded once.
+
+    Raises:
+        InputError: the file does not fit, or nothing can be downloaded.
+    """
+    published = detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+    net = detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    try:
+        state = load_checkpoint(weights).state_dict if weights else published.get_state_dict()
+    except (OSError, urllib.error.URLError) as error:
+        raise InputError(f"the detector's weights cannot be downloaded ({error})") from None
+    try:
+        net.load_state_dict(state)
+    except RuntimeError:
+        name = "maskrcnn_resnet50_fpn_v2"
+        raise InputError(f"{weights} does not hold the weights of torchvision's {name}") from None
+    return Detector(net.eval().to(device), published.meta["categories"])
+
+
+def open_detector(choice: str, weights: Path | None, device: torch.device) -> Detector | None:
+    """The detector that the options name; None, with a line, where its weights cannot be had."""
+    if choice == "none":
+        return None
+    try:
+        return build_detector(weights, device)
+    except InputError as error:
+        if weights:
+            raise
+        print(
+            f"{error}: the whole image is taken as the animal's box (--bbox, --detector_weights)."
+        )
+        return None
+
+
+def find_animals(image: np.ndarray, detector: Detector | None) -> list[Animal]:
+    """The detected animals of an image (H, W, 3) uint8, else one that fills it."""
+    found = detector(image) if detector else []
+    height, width = image.shape[:2]
+    return found or [Animal(np.array([0.0, 0.0, width, height]))]

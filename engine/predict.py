@@ -1,0 +1,74 @@
+"""From photographs and boxes to meshes: what demo.py and app.py share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from datasets.transforms import make_crop
+from model import CoarseToFine, Networks, Prediction
+
+from .detect import Animal
+from .loaders import to_device
+
+Refine = Callable[[dict, Prediction], Prediction]
+
+
+@dataclass
+class Task:
+    """One animal to predict: its name and photograph, the crop's sample, and the photograph."""
+
+    name: str
+    path: Path
+    image: np.ndarray  # (H, W, 3) uint8, upright
+    sample: dict
+
+    @property
+    def crop(self) -> tuple[tuple[float, float], float]:
+        """Center (x, y) and side of the crop, pixels of the photograph."""
+        x, y = self.sample["center"].tolist()
+        return (x, y), 200 * float(self.sample["scale"])
+
+
+def sample_of(image: np.ndarray, animal: Animal, img_res: int, name: str) -> dict:
+    """The data sets' sample of an animal in a photograph, without keypoints.
+
+    Args:
+        image: (H, W, 3) uint8, upright.
+        animal: its box and, where known, mask.
+        img_res: side of the network's input, pixels.
+        name: of the sample.
+    """
+    mask = None if animal.mask is None else animal.mask.astype(np.uint8)
+    sample = make_crop(image, animal.box, mask, img_res=img_res)
+    return sample | {"name": name, "index": 0, "failed": ""}
+
+
+class Predictor:
+    """Runs the networks on samples and, where asked for, fits their answer to the masks.
+
+    Args:
+        model: CoarseModel or CoarseToFine, on its device.
+        refine: takes a batch and a prediction and gives a better one; None: no refinement.
+    """
+
+    def __init__(self, model: Networks, refine: Refine | None = None):
+        self.model, self.refine = model.eval(), refine
+
+    @property
+    def img_res(self) -> int:
+        """Side of the network's input, pixels."""
+        model = self.model
+        return model.meshnet.img_res if isinstance(model, CoarseToFine) else model.img_res
+
+    def __call__(self, samples: list[dict]) -> tuple[dict, Prediction]:
+        """The batch of these samples, on the model's device, and the prediction."""
+        batch = to_device(default_collate(samples), self.model.device)
+        with torch.no_grad():
+            out = self.model(batch["image"])
+        if self.refine is not None and bool(batch["has_mask"].any()):
+            out = self.refine(batch, out)
+        return batch, out

@@ -1,0 +1,77 @@
+"""An animal through a video: its box in each frame, and parameters smoothed over time."""
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial.transform import Rotation
+
+from model import Estimate, Prediction
+from smal_model import SMAL
+
+from .detect import Animal
+
+FRAMES = 2.0  # standard deviation of the smoothing, frames
+
+
+def follow(found: list[list[Animal]]) -> list[Animal]:
+    """One animal through all frames: the largest of the first, then always the nearest box.
+
+    Args:
+        found: the animals of each frame, one or more.
+
+    Returns:
+        One a frame, their boxes smoothed over time; masks stay as they are.
+    """
+    boxes: list[np.ndarray] = []
+    chosen: list[Animal] = []
+    for animals in found:
+        if boxes:
+            nearest = min(animals, key=lambda animal: np.abs(animal.box - boxes[-1]).sum())
+        else:
+            nearest = max(animals, key=lambda animal: animal.box[2:].prod())
+        chosen.append(nearest)
+        boxes.append(nearest.box)
+    smoothed = _smooth(np.stack(boxes))
+    return [Animal(box, a.mask, a.kind) for box, a in zip(smoothed, chosen, strict=True)]
+
+
+@torch.no_grad()
+def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
+    """The predictions of a video's frames, in order, as one, smoothed; one shape for all frames."""
+
+    def over_time(values) -> torch.Tensor:
+        whole = torch.cat(list(values))
+        return torch.from_numpy(_smooth(whole.cpu().numpy())).to(whole)
+
+    pose = torch.cat([p.pose for p in parts])
+    smooth_pose = torch.from_numpy(_smooth_rotations(pose.cpu().numpy())).to(pose)
+    betas = torch.cat([p.betas for p in parts])
+    betas = betas.mean(0, keepdim=True).expand_as(betas)
+    trans = over_time(p.trans for p in parts)
+    scale = over_time(p.coarse.scale for p in parts)
+    logscale = del_v = refined = None
+    if parts[0].betas_logscale is not None:
+        logscale = over_time(p.betas_logscale for p in parts)
+    body = smal(betas, smooth_pose, trans, betas_logscale=logscale)
+    if parts[0].del_v is not None:
+        del_v = over_time(p.del_v for p in parts)
+        fine = smal(betas, smooth_pose, trans, del_v, logscale)
+        refined = Estimate(fine.verts, fine.joints, scale)
+    coarse = Estimate(body.verts, body.joints, scale)
+    features = parts[0].features
+    return Prediction(coarse, trans, smooth_pose, betas, logscale, features, refined, del_v)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    return gaussian_filter1d(values, FRAMES, axis=0, mode="nearest").astype(values.dtype)
+
+
+def _smooth_rotations(pose: np.ndarray) -> np.ndarray:
+    """(T, 3 J) axis-angle, each joint's rotations smoothed as quaternions of one hemisphere."""
+    frames = len(pose)
+    quaternions = Rotation.from_rotvec(pose.reshape(-1, 3)).as_quat().reshape(frames, -1, 4)
+    for t in range(1, frames):
+        turned = (quaternions[t] * quaternions[t - 1]).sum(-1) < 0
+        quaternions[t, turned] *= -1
+    smoothed = _smooth(quaternions).reshape(-1, 4)
+    return Rotation.from_quat(smoothed).as_rotvec().reshape(frames, -1).astype(pose.dtype)

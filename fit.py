@@ -1,0 +1,125 @@
+"""Fits the body to annotated images by optimisation, then deforms its vertices.
+
+python fit.py --data_dir data --output_dir logs/fit --split test --save_results
+python fit.py --data_dir data --output_dir logs/fit --resume logs/stage3/checkpoint.pth.tar
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import datasets
+from datasets import DATASETS, SPLITS
+from engine import build
+from engine.checkpoint import load_checkpoint
+from engine.evaluate import score
+from engine.fitting import FIT, REFINEMENT, fit_images
+from engine.loaders import make_loader, to_device
+from engine.options import one_gpu
+from model.outputs import Prediction
+from render import BACKENDS
+from report import tables
+from report.results import Results
+from smal_model import SMAL
+from smal_model.priors import pose_prior
+from util.camera import CROP
+from util.errors import InputError, run_cli
+from util.files import atomic_write
+from util.scores import Scores
+
+
+def fit_parser() -> argparse.ArgumentParser:
+    """Options of fit.py."""
+    parser = argparse.ArgumentParser(
+        description="Fits the body to annotated images.", allow_abbrev=False
+    )
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
+    add("--param_dir", type=Path, help="smal/ and priors/, if elsewhere (default: --data_dir)")
+    add("--output_dir", type=Path, default=Path("./logs/fit"), help=f"of the results {shown}")
+    add("--dataset", choices=DATASETS, default="stanford", help=shown)
+    add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
+    add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
+    add("--shape_family_id", type=int, default=1, help=f"without --resume; SMAL family {shown}")
+    add("--save_results", action="store_true", help="a strip and the arrays of each image")
+    add("--batch_size", type=int, default=8, help=f"images a step {shown}")
+    add("--num_works", type=int, default=4, help=f"data-loader workers {shown}")
+    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
+    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    add("--seed", type=int, default=0, help=f"random seed {shown}")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = fit_parser().parse_args(argv)
+    device = build.prepare(args)
+    folder = build.param_dir(args)
+    network, img_res = None, CROP
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume)
+        given = argparse.Namespace()  # the checkpoint alone shapes the networks
+        config = build.resolve_network(given, checkpoint, checkpoint.refined)
+        network = build.load_network(config, folder, checkpoint).to(device).eval()
+        img_res = config.img_res
+    smal = network.smal if network else SMAL(folder / "smal", args.shape_family_id).to(device)
+    prior = pose_prior("smal", folder).to(device)
+    sets, excluded = open_sets(args, img_res, smal)
+    build.make_output_dir(args.output_dir)
+    if excluded:
+        print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
+
+    settings = replace(REFINEMENT if network else FIT, renderer=args.renderer)
+    results = Results(args.output_dir, smal.faces, args.renderer, args.save_results)
+    parts = []
+    for dataset in sets:
+        loader = make_loader(dataset, args.batch_size, args.num_works, device)
+        for batch in tqdm(loader, desc="fit"):
+            batch = to_device(batch, device)
+            with torch.no_grad():
+                start = network(batch["image"]) if network else None
+            out = fit_images(smal, prior, batch, settings, start)
+            parts.append(score(out, batch, smal, args.renderer))
+            results.add(batch, out, parts[-1])
+            save_parameters(args.output_dir / "parameters", batch["name"], out)
+
+    scores = Scores.joined(parts)
+    report = tables.summarize(scores) | {
+        "dataset": args.dataset,
+        "excluded": excluded,
+        "checkpoint": str(args.resume or ""),
+        "options": vars(args) | {"settings": vars(settings)},
+    }
+    tables.write_report(args.output_dir, report, scores)
+    facts = {"start": args.resume or "several headings", "split": args.split}
+    results.write_page(f"Fit to {args.dataset}", facts)
+    print(f"{tables.format_report(report)}\nResults are in {args.output_dir}.")
+
+
+def open_sets(args, img_res: int, smal: SMAL):
+    """The data sets of --split, each with ground truth where there is one; unusable images."""
+    splits = [args.split]
+    if args.split == "all":
+        splits = [s for s in SPLITS if datasets.has_split(args.dataset, args.data_dir, s)]
+        if not splits:
+            raise InputError(f"{args.data_dir} holds no split of {args.dataset} (data/README.md)")
+    opened = [build.build_test_set(args, split, img_res, smal) for split in splits]
+    return [dataset for dataset, _ in opened], sum(count for _, count in opened)
+
+
+def save_parameters(folder: Path, names: list[str], out: Prediction) -> None:
+    """Writes `<name>.npz` for each image: pose, betas, trans, scale, del_v, maybe log-scales."""
+    values = {"pose": out.pose, "betas": out.betas, "trans": out.trans, "del_v": out.del_v}
+    values |= {"scale": out.coarse.scale, "betas_logscale": out.betas_logscale}
+    arrays = {k: v.cpu().numpy() for k, v in values.items() if v is not None}
+    for i, name in enumerate(names):
+        with atomic_write(folder / f"{name}.npz") as temporary:
+            np.savez(temporary, **{key: array[i] for key, array in arrays.items()})
+
+
+if __name__ == "__main__":
+    run_cli(main)

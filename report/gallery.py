@@ -1,0 +1,108 @@
+"""What demo.py leaves: overlays, strips, meshes, turntables, videos, the page."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from model.outputs import Prediction
+from util.files import atomic_write
+from util.images import to_image, write_png
+
+from .meshes import Photograph, turntable, vertex_colors, write_estimate, write_meshes
+from .overlays import array_of, photograph_overlay, strip
+from .page import PageImage, write_page
+
+FRAME_RATE = 25.0  # of videos that do not tell theirs
+
+
+class Gallery:
+    """Writes results one animal at a time, and a page of all.
+
+    Args:
+        folder: of the results.
+        faces: (F, 3).
+        renderer: backend of `render`.
+        turning: write a GIF of each mesh, turning.
+    """
+
+    def __init__(
+        self, folder: Path, faces: torch.Tensor, renderer: str = "auto", turning: bool = False
+    ):
+        self.folder, self.faces, self.renderer = folder, faces, renderer
+        self.turning = turning
+        self.images: list[PageImage] = []
+
+    def add(self, task, out: Prediction, i: int) -> None:
+        """Writes what image `i` of a prediction gives.
+
+        Args:
+            task: name, path, image, crop and sample of the animal.
+            out: the prediction.
+            i: position in it.
+        """
+        name, estimates = task.name, {k: e[i] for k, e in out.estimates.items()}
+        finest = estimates.get("refined") or estimates["coarse"]
+        over = photograph_overlay(task.image, finest, self.faces, task.crop, backend=self.renderer)
+        write_png(self.folder / f"{name}_overlay.png", over)
+        row = strip(task.sample, estimates, self.faces, backend=self.renderer)
+        write_png(self.folder / f"{name}_strip.png", row)
+        height, width = task.image.shape[:2]
+        photograph = Photograph(task.path.name, width, height, *task.crop)
+        parameters: dict = {"pose": out.pose, "betas": out.betas, "trans": out.trans}
+        parameters |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
+        given = {k: v[i : i + 1] for k, v in parameters.items() if v is not None}
+        given["scale"] = finest.scale
+        write_estimate(self.folder, name, estimates, given, self.faces, photograph, task.image)
+        image = PageImage(name, strip=f"{name}_strip.png")
+        image.files = {"overlay": f"{name}_overlay.png", "parameters": f"{name}_estimate.json"}
+        image.files |= {f"{k}.glb": f"{name}_{k}.glb" for k in estimates}
+        crop = to_image(task.sample["image"])
+        image.meshes = {k: array_of(e.verts[0]) for k, e in estimates.items()}
+        shown = {
+            k: vertex_colors(crop, e.verts[0], e.plane[0], self.faces) for k, e in estimates.items()
+        }
+        image.colors = shown
+        if self.turning:
+            colors = shown["refined" if "refined" in shown else "coarse"]
+            turntable(self.folder / f"{name}_turntable.gif", finest.verts[0], self.faces, colors)
+        self.images.append(image)
+
+    def add_video(self, name: str, frames, out: Prediction, crops: list, rate: float) -> None:
+        """Writes `<name>.mp4`, the overlays, `<name>_sequence.npz` and a mesh of each frame.
+
+        Args:
+            name: of the video.
+            frames: its images, (H, W, 3) uint8 each, in order.
+            out: the smoothed prediction, one row a frame.
+            crops: center and side of each frame's crop.
+            rate: frames a second.
+        """
+        finest = out.finest
+        with atomic_write(self.folder / f"{name}.mp4") as temporary:
+            writer = None
+            for t, image in enumerate(frames):
+                over = photograph_overlay(image, finest[t], self.faces, crops[t])
+                if writer is None:
+                    size, code = over.shape[1::-1], cv2.VideoWriter.fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(temporary), code, rate or FRAME_RATE, size)
+                writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
+            if writer is not None:
+                writer.release()
+        values = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
+        values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "faces": self.faces}
+        arrays: dict = {k: array_of(v) for k, v in values.items()}
+        arrays["crop_center"] = np.array([center for center, _ in crops])
+        arrays["crop_side"] = np.array([side for _, side in crops])
+        with atomic_write(self.folder / f"{name}_sequence.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+        for t, verts in enumerate(array_of(finest.verts)):
+            write_meshes(self.folder / f"{name}_sequence", f"{t:06d}", verts, self.faces)
+        files = {"video": f"{name}.mp4", "sequence": f"{name}_sequence.npz"}
+        mesh = {"refined": array_of(finest.verts[0])}
+        self.images.append(PageImage(name, meshes=mesh, files=files))
+
+    def write_page(self, title: str, facts: dict) -> None:
+        """Writes `index.html` with all that was added."""
+        write_page(self.folder, title, self.images, array_of(self.faces), facts)

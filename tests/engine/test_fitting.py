@@ -1,0 +1,187 @@
+"""Fitting: known bodies are found again, images do not touch each other, labels may be missing."""
+
+from dataclasses import replace
+
+import cv2
+import pytest
+import torch
+
+import render
+from engine.fit_terms import FitSettings, Labels, Terms
+from engine.fitting import _headings, _smooth_modes, fit_images, refine_prediction
+from model.outputs import Estimate, ImageFeatures, Prediction
+from smal_model import SMAL
+from smal_model.lbs import rodrigues
+from smal_model.priors import pose_prior
+from util.metrics import iou, pck
+
+QUICK = FitSettings(
+    headings=4,
+    kept=2,
+    round_steps=(15, 15),
+    body_steps=20,
+    deform_steps=15,
+    deform_size=112,
+    modes=60,
+)
+REFINE = replace(QUICK, body_steps=25, deform_steps=20)
+
+
+@pytest.fixture(scope="module")
+def body(synthetic_body):
+    return SMAL(synthetic_body / "smal"), pose_prior("smal", synthetic_body)
+
+
+@pytest.fixture(scope="module")
+def truth(body):
+    """Two bodies, seen from the left and from the front."""
+    smal, prior = body
+    turn = rodrigues(torch.tensor([[0.0, 1.5708, 0.0], [0.0, 0.3, 0.0]]))
+    facing = rodrigues(torch.tensor([-1.20919958, 1.20919958, 1.20919958]))
+    pose = prior.mean.repeat(2, 1)
+    for i in range(2):
+        pose[i, :3] = torch.from_numpy(cv2.Rodrigues((turn[i] @ facing).double().numpy())[0][:, 0])
+    generator = torch.Generator().manual_seed(0)
+    pose[:, 3:] += 0.1 * torch.randn(2, pose.shape[1] - 3, generator=generator)
+    betas = torch.tensor(smal.family_mean[:20]).float().repeat(2, 1)
+    verts = smal(betas, pose).verts
+    trans = -(verts.amin(1) + verts.amax(1)) / 2 + torch.tensor([0.0, 0.05, 1.0])
+    return prediction(smal, pose, betas, trans)
+
+
+def prediction(smal, pose, betas, trans, scale=-0.35):
+    scale = torch.full((len(pose), 1), scale)
+    out = smal(betas, pose, trans)
+    nothing = ImageFeatures((), torch.zeros(len(pose), 0))
+    return Prediction(Estimate(out.verts, out.joints, scale), trans, pose, betas, None, nothing)
+
+
+@pytest.fixture(scope="module")
+def batch(body, truth):
+    smal, _ = body
+    keypoints = torch.cat([truth.coarse.keypoints_px, torch.ones(2, 20, 1)], -1)
+    mask = render.coverage(truth.coarse.plane, smal.faces, 224)
+    return {"keypoints": keypoints, "mask": mask, "border_mask": torch.ones_like(mask)}
+
+
+def perturbed(smal, truth):
+    generator = torch.Generator().manual_seed(1)
+    pose = truth.pose + 0.15 * torch.randn(truth.pose.shape, generator=generator)
+    return prediction(smal, pose, truth.betas + 0.3, truth.trans + 0.05)
+
+
+def scores(smal, estimate, batch):
+    drawn = render.coverage(estimate.plane, smal.faces, 224)
+    overlap = iou(drawn, batch["mask"], batch["border_mask"])
+    return overlap, pck(estimate.keypoints_px, batch["keypoints"], batch["mask"].sum((1, 2)))
+
+
+def first(batch):
+    return {name: value[:1] for name, value in batch.items()}
+
+
+def test_finds_known_bodies_from_several_headings(body, batch):
+    smal, prior = body
+    out = fit_images(smal, prior, batch, QUICK)
+    overlap, hits = scores(smal, out.refined, batch)
+    assert overlap.min() > 0.75
+    assert hits.min() > 0.95
+
+
+def test_heading_is_that_of_the_keypoints(body, truth, batch):
+    smal, prior = body
+    out = fit_images(smal, prior, {"keypoints": batch["keypoints"]}, QUICK)
+    found, true = rodrigues(out.pose[:, :3]), rodrigues(truth.pose[:, :3])
+    cosine = ((found.mT @ true).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    assert cosine.min() > 0.85  # about 30 degrees
+
+
+def test_images_do_not_touch_each_other(body, batch):
+    smal, prior = body
+    settings = replace(QUICK, round_steps=(3, 3), body_steps=4, deform_steps=4)
+    both, alone = (
+        fit_images(smal, prior, batch, settings),
+        fit_images(smal, prior, first(batch), settings),
+    )
+    torch.testing.assert_close(both.refined.verts[:1], alone.refined.verts, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("names", [("mask",), ("keypoints",), ("mask", "keypoints")])
+def test_refinement_improves_what_it_is_given(body, truth, batch, names):
+    smal, prior = body
+    start = perturbed(smal, truth)
+    given = {name: batch[name] for name in names}
+    out = refine_prediction(smal, prior, given, start, REFINE)
+    before, after = scores(smal, start.coarse, batch), scores(smal, out.refined, batch)
+    improved = {"mask": 0, "keypoints": 1}
+    for name in names:
+        assert (after[improved[name]] >= before[improved[name]]).all()
+    if "mask" in names:
+        assert (after[0] > before[0] + 0.1).all()
+    assert torch.equal(start.pose, perturbed(smal, truth).pose)
+
+
+def test_refined_mesh_is_smooth(body, batch):
+    smal, prior = body
+    out = fit_images(smal, prior, batch, QUICK)
+    _, stretch = _smooth_modes(smal, QUICK)
+    assert stretch(out.del_v).norm(dim=-1).max() < 2.5
+    torch.testing.assert_close(
+        out.refined.verts, smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale).verts
+    )
+
+
+def test_image_without_labels_keeps_the_answer(body, truth, batch):
+    smal, prior = body
+    start = perturbed(smal, truth)
+    blank = {name: value.clone() for name, value in batch.items()}
+    blank["mask"][1] = 0
+    blank["keypoints"][1] = 0
+    out = refine_prediction(
+        smal, prior, blank, start, replace(REFINE, body_steps=2, deform_steps=2)
+    )
+    torch.testing.assert_close(out.refined.verts[1], start.coarse.verts[1], atol=1e-5, rtol=0)
+    assert not torch.equal(out.refined.verts[0], start.coarse.verts[0])
+
+
+def test_unknown_part_of_the_mask_does_not_count(body, truth, batch):
+    smal, prior = body
+    terms = Terms(smal, prior, QUICK)
+    border = torch.ones(2, 224, 224)
+    border[:, :, 100:] = 0
+    one, other = batch["mask"].clone(), batch["mask"].clone()
+    other[:, :, 104:] = 1
+    costs = []
+    for mask in (one, other):
+        labels = Labels.of({"mask": mask, "border_mask": border})
+        costs.append(terms.silhouette(truth.coarse, labels, 112, 1e-4))
+        costs.append(terms.outside(truth.coarse, labels))
+    torch.testing.assert_close(costs[0], costs[2])
+    torch.testing.assert_close(costs[1], costs[3])
+
+
+def test_outside_term_sees_thin_parts(body, truth, batch):
+    smal, prior = body
+    terms, labels = Terms(smal, prior, QUICK), Labels.of(batch)
+    assert terms.outside(truth.coarse, labels).max() < 0.01
+    moved = truth.coarse.verts.clone()
+    moved[:, 0, 0] += 0.5
+    far = Estimate(moved, truth.coarse.joints, truth.coarse.scale)
+    assert (terms.outside(far, labels) > terms.outside(truth.coarse, labels)).all()
+
+
+def test_headings_start_on_the_labels(body, batch):
+    smal, prior = body
+    terms, labels = Terms(smal, prior, QUICK), Labels.of({"mask": batch["mask"]})
+    state = _headings(terms, labels)
+    plane = terms.estimate(state).plane[..., :2]
+    centre = (plane.amin(1) + plane.amax(1)) / 2  # (N, 2) x, y
+    rows, columns = (m.nonzero() for m in (batch["mask"][0].sum(1), batch["mask"][0].sum(0)))
+    wanted = torch.stack([columns.float().mean() / 112 - 1, 1 - rows.float().mean() / 112])
+    assert (centre[: QUICK.headings] - wanted).abs().max() < 0.05
+
+
+def test_a_batch_without_labels_is_refused(body):
+    smal, prior = body
+    with pytest.raises(ValueError, match="neither keypoints nor mask"):
+        fit_images(smal, prior, {"image": torch.zeros(1, 3, 224, 224)}, QUICK)

@@ -1,0 +1,176 @@
+"""demo.py on photographs, folders and videos: what is written, and what a bad file does."""
+
+import json
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+import demo
+from engine.detect import Detector
+from util.errors import InputError
+
+CATEGORIES = ["__background__", "person", "dog", "sheep"]
+
+
+class PlantedMaskRCNN(MaskRCNN):
+    """torchvision's own class on a tiny backbone; its detections are planted."""
+
+    def __init__(self, detections: dict):
+        backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 16, 1))
+        backbone.out_channels = 8
+        pools = [MultiScaleRoIAlign(["0"], size, 2) for size in (7, 14)]
+        anchors = AnchorGenerator(((32, 64),), ((1.0,),))
+        super().__init__(backbone, 4, rpn_anchor_generator=anchors, box_roi_pool=pools[0],
+                         mask_roi_pool=pools[1])  # fmt: skip
+        self.detections = detections
+
+    def forward(self, images, targets=None):
+        found = super().forward(images)  # its own path, from image to boxes and masks
+        assert set(found[0]) == {"boxes", "labels", "scores", "masks"}
+        return [self.detections]
+
+
+def planted(size: int, boxes: list, labels: list, scores: list) -> PlantedMaskRCNN:
+    masks = torch.zeros(len(boxes), 1, size, size)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[0, y0:y1, x0:x1] = 0.9
+    values = {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor(labels)}
+    net = PlantedMaskRCNN(values | {"scores": torch.tensor(scores), "masks": masks})
+    return net.eval()
+
+
+def test_detector_keeps_sure_animals_once():
+    """A person, an unsure dog, and a dog that is found as a sheep too, fall out."""
+    boxes = [[5, 5, 60, 60], [10, 10, 40, 50], [70, 20, 110, 90], [71, 21, 111, 90], [2, 2, 9, 9]]
+    net = planted(128, boxes, [1, 2, 2, 3, 2], [0.9, 0.8, 0.9, 0.7, 0.1])
+    animals = Detector(net, CATEGORIES)(np.zeros((128, 128, 3), np.uint8))
+    assert [a.kind for a in animals] == ["dog", "dog"]
+    assert animals[0].box.tolist() == [70, 20, 40, 70]  # the surest first; x, y, width, height
+    assert animals[1].mask.sum() == 30 * 40
+
+
+def _arguments(runs, data, out, *more):
+    checkpoint = runs / "stage2" / "checkpoint.pth.tar"
+    options = ["--data_dir", data, "--output_dir", out, "--checkpoint", checkpoint]
+    return [*map(str, [*more, *options]), "--device", "cpu"]
+
+
+@pytest.fixture
+def dog(data, tmp_path):
+    """A photograph of a synthetic dog, 320 x 240."""
+    path = next((data / "StanfordExtra_v12" / "Images").rglob("*.jpg"))
+    image = cv2.resize(cv2.imread(str(path)), (320, 240))
+    cv2.imwrite(str(tmp_path / "dog.jpg"), image)
+    return tmp_path / "dog.jpg"
+
+
+def test_a_photograph_with_two_animals_gives_two_results(runs, data, dog, tmp_path, monkeypatch):
+    boxes = [[20, 20, 150, 200], [160, 30, 300, 210]]
+    net = planted(320, boxes, [2, 2], [0.9, 0.8])
+    net.detections["masks"] = net.detections["masks"][:, :, :240]
+    monkeypatch.setattr(demo, "open_detector", lambda *_: Detector(net, CATEGORIES))
+    out = tmp_path / "out"
+    assert demo.main(_arguments(runs, data, out, dog, "--turntable")) == 0
+    for number, box in enumerate(boxes, 1):
+        about = json.loads((out / f"dog_{number}_estimate.json").read_text())
+        assert about["crop"]["center"] == [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+        assert about["image"] == {"file": "dog.jpg", "width": 320, "height": 240}
+        for kind in ("coarse", "refined"):
+            for ending in ("obj", "glb", "ply"):
+                assert (out / f"dog_{number}_{kind}.{ending}").stat().st_size > 1000
+        assert cv2.imread(str(out / f"dog_{number}_overlay.png")).shape == (240, 320, 3)
+        assert Image.open(out / f"dog_{number}_turntable.gif").n_frames > 8
+    assert (out / "index.html").exists()
+
+
+def test_refine_fits_the_mask(runs, data, dog, tmp_path):
+    """With a mask beside the photograph, --refine covers it better than the network alone."""
+    mask = np.zeros((240, 320), np.uint8)
+    cv2.ellipse(mask, (160, 120), (90, 50), 0, 0, 360, 255, -1)
+    cv2.imwrite(str(dog.with_name("dog_mask.png")), mask)
+    overlaps = []
+    for more in ([], ["--refine"]):
+        out = tmp_path / f"out{len(more)}"
+        assert demo.main(_arguments(runs, data, out, dog, *more)) == 0
+        with np.load(out / "dog_estimate.npz") as arrays:
+            name = "verts_refined"
+            seen = arrays[name] @ arrays["world_to_camera"][:, :3].T
+            seen = seen + arrays["world_to_camera"][:, 3]
+            places = seen @ arrays["K_refined"].T
+        column, row = (places[:, i] / places[:, 2] for i in (0, 1))
+        inside = (column >= 0) & (column < 320) & (row >= 0) & (row < 240)
+        hit = mask[row[inside].astype(int), column[inside].astype(int)] > 0
+        overlaps.append(hit.sum() / len(row))
+    assert overlaps[1] > overlaps[0] and overlaps[1] > 0.9
+
+
+def _huge_png(path):
+    """A PNG whose header promises 30,000 x 30,000 pixels."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def test_a_folder_of_mixed_files_ends_with_the_good_ones_done(runs, data, dog, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    (folder / "empty").mkdir(parents=True)
+    image = Image.open(dog)
+    image.save(folder / "plain.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees
+    image.save(folder / "phone.jpg", exif=exif)
+    image.convert("P").save(folder / "moving.gif")
+    (folder / "notes.txt").write_text("no photograph")
+    (folder / "broken.jpg").write_bytes(dog.read_bytes()[:700])
+    _huge_png(folder / "huge.png")
+    out = tmp_path / "out"
+    status = demo.main(_arguments(runs, data, out, folder, "--detector", "none"))
+    assert status == 1
+    told = capsys.readouterr().err
+    assert "broken.jpg" in told and "huge.png" in told and "notes.txt" in told
+    assert {p.name for p in out.glob("*_overlay.png")} == {
+        "plain_overlay.png", "phone_overlay.png", "moving_overlay.png"
+    }  # fmt: skip
+    assert cv2.imread(str(out / "phone_overlay.png")).shape == (320, 240, 3)  # upright
+
+
+def test_a_video_gives_a_video_and_a_sequence(runs, data, dog, tmp_path):
+    image = cv2.imread(str(dog))
+    path = tmp_path / "walk.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
+    for shift in range(6):
+        writer.write(np.roll(image, 4 * shift, 1))
+    writer.release()
+    out = tmp_path / "out"
+    assert demo.main(_arguments(runs, data, out, path, "--detector", "none")) == 0
+    with np.load(out / "walk_sequence.npz") as arrays:
+        assert len(arrays["verts"]) == 6
+        assert (arrays["betas"] == arrays["betas"][:1]).all()  # one shape for all frames
+    assert cv2.VideoCapture(str(out / "walk.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert len(list((out / "walk_sequence").glob("*.obj"))) == 6
+
+
+def test_the_embedded_body_is_made_where_there_is_none(runs, dog, tmp_path):
+    out = tmp_path / "out"
+    assert demo.main(_arguments(runs, tmp_path / "none", out, dog, "--bbox", "10,10,200,200")) == 0
+    assert (out / "dog_refined.glb").exists() and (out / "body" / "smal").is_dir()
+
+
+def test_nothing_to_read_is_said(runs, data, tmp_path):
+    with pytest.raises(InputError, match="nowhere.jpg is missing"):
+        demo.main(_arguments(runs, data, tmp_path / "out", tmp_path / "nowhere.jpg"))
