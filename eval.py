@@ -13,6 +13,7 @@ from engine.options import eval_parser
 from engine.resume import find_checkpoint
 from report import tables
 from report.results import Results
+from util import distributed
 from util.errors import InputError, run_cli
 
 
@@ -49,7 +50,8 @@ def evaluate_checkpoint(args, split: str) -> None:
         "checkpoint": str(checkpoint.path),
         "options": vars(args) | config.to_dict(),
     }
-    tables.write_report(args.output_dir, report, scores)
+    if distributed.is_main():
+        tables.write_report(args.output_dir, report, scores)
     facts = {"checkpoint": args.resume, "split": split}
     results.write_page(f"Evaluation on {args.dataset}", facts)
     print(f"{tables.format_report(report)}\nResults are in {args.output_dir}.")

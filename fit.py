@@ -19,6 +19,7 @@ from engine.checkpoint import load_checkpoint
 from engine.evaluate import score
 from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader, to_device
+from engine.options import one_gpu
 from model.outputs import Prediction
 from render import BACKENDS
 from report import tables
@@ -47,7 +48,7 @@ def fit_parser() -> argparse.ArgumentParser:
     add("--save_results", action="store_true", help="a strip and the arrays of each image")
     add("--batch_size", type=int, default=8, help=f"images a step {shown}")
     add("--num_works", type=int, default=4, help=f"data-loader workers {shown}")
-    add("--gpu_ids", type=int, default=0, help=f"GPU; the CPU where there is none {shown}")
+    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
     add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     add("--seed", type=int, default=0, help=f"random seed {shown}")

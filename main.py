@@ -25,7 +25,7 @@ def main(argv=None):
 
     checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=False)
-    model = build.build_training_model(args, config, checkpoint).to(device)
+    model = build.build_training_model(args, config, checkpoint, device)
     if args.bf16 and build.has_bf16(device):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)
@@ -34,15 +34,24 @@ def main(argv=None):
     priors = build.build_priors(args, model.smal)
     criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    state = TrainState(model, optimizer, config, 1, resume.training_options(args), args.grad_clip)
+    state = TrainState(
+        model,
+        optimizer,
+        config,
+        1,
+        resume.training_options(args),
+        args.grad_clip,
+        build.build_schedule(args, len(loaders.train)),
+        build.build_average(args, model),
+    )
 
     with resume.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, loaders.val.dataset, args.renderer)
+        preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
             loaders.train,
-            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            validate=lambda: evaluate(state.scored, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

@@ -29,7 +29,7 @@ def main(argv=None):
 
     checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=True)
-    model = build.build_training_model(args, config, checkpoint).to(device)
+    model = build.build_training_model(args, config, checkpoint, device)
     if args.freezecoarse:
         model.freeze_coarse()
     if args.bf16 and build.has_bf16(device):
@@ -54,16 +54,23 @@ def main(argv=None):
     optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
     stage = 2 if args.freezecoarse else 3
     state = TrainState(
-        model, optimizer, config, stage, resume.training_options(args), args.grad_clip
+        model,
+        optimizer,
+        config,
+        stage,
+        resume.training_options(args),
+        args.grad_clip,
+        build.build_schedule(args, len(loaders.train)),
+        build.build_average(args, model),
     )
 
     with resume.open_run(state, checkpoint, args, loaders) as run:
-        preview = Preview(model, loaders.val.dataset, args.renderer)
+        preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,
             criterion,
             loaders.train,
-            validate=lambda: evaluate(model, loaders.val, args.renderer),
+            validate=lambda: evaluate(state.scored, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
             on_validation=lambda state: run.image("val", preview.draw(), state.step),

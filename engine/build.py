@@ -14,16 +14,19 @@ import datasets
 import render
 from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, Prediction, build_backbone
 from model.backbone import Backbone
+from model.batch_norm import synchronize_batch_norm
 from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
+from util import distributed
 from util.errors import InputError
 
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .fitting import REFINEMENT, fit_images
 from .loaders import make_loader
 from .options import select_device
+from .schedule import AveragedWeights, Schedule
 
 
 def resolve_network(
@@ -108,9 +111,12 @@ def start_backbone(config: NetworkConfig, choice: str) -> Backbone:
 
 
 def build_training_model(
-    args: argparse.Namespace, config: NetworkConfig, checkpoint: Checkpoint | None
+    args: argparse.Namespace,
+    config: NetworkConfig,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
 ) -> Networks:
-    """The networks as training starts with them."""
+    """The networks as training starts with them, on `device`."""
     if args.prior_betas == "unity" and not config.betas_scale:
         prior = "--prior_betas unity is a prior over shape and log-scales"
         raise InputError(f"{prior}; it needs --betas_scale")
@@ -121,7 +127,9 @@ def build_training_model(
         model = build_network(config, param_dir(args), backbone)
     if args.freeze_bn:
         model.freeze_batch_norm()
-    return model
+    elif args.sync_bn and distributed.world_size() > 1:
+        synchronize_batch_norm(model, device)
+    return model.to(device)
 
 
 def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both"):
@@ -145,12 +153,19 @@ def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both")
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
-    """Seeds, and refuses an unfit device, renderer or output folder before work starts."""
+    """Seeds, and refuses an unfit device, renderer or output folder before work starts.
+
+    Raises:
+        Relaunch: --gpu_ids names several GPUs, and no launcher started a process for each.
+    """
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     np.random.seed(args.seed % 2**32)
     torch.autograd.set_detect_anomaly(getattr(args, "detect_anomaly", False))
+    distributed.start()
     device = select_device(args)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     check_output_dir(args.output_dir)
     if device.type == "cuda" or args.renderer != "auto":
         try:
@@ -223,8 +238,23 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if not frozen and args.batch_size < 2:
         needs = "batch norm cannot learn from a single image"
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
+    share = (len(train) % args.batch_size or args.batch_size) // distributed.world_size()
+    if not frozen and not args.sync_bn and distributed.world_size() > 1 and share < 2:
+        few = "leaves a process fewer than two images of a batch to take batch norm from"
+        raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
     return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
+
+
+def build_schedule(args: argparse.Namespace, steps_per_epoch: int) -> Schedule:
+    """The learning rate's course over the run."""
+    total = args.nEpochs * steps_per_epoch
+    return Schedule(args.schedule, args.warmup, total, args.max_minutes)
+
+
+def build_average(args: argparse.Namespace, model: Networks) -> AveragedWeights | None:
+    """The average of the weights that --ema asks for."""
+    return AveragedWeights(model, args.ema) if args.ema else None
 
 
 def check_output_dir(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 A file of ours is a dict: `state_dict` (weights), `checksum` (of them), `options` (NetworkConfig),
 `stage` (1, 2, 3), `training` (what steers learning), `num_verts` (of the body), `epoch`, `step`,
-`best_score`, and, in `checkpoint.pth.tar` alone, what `TrainState.state_dict` adds. Published files
+`best_score`, and, in `checkpoint.pth.tar` alone, what `TrainState.state_dict` adds. Where weights
+are averaged, `state_dict` holds the average, which validation scores, and `learning_weights`, in
+`checkpoint.pth.tar` alone, those that learn. Published files
 hold `state_dict` under the prefix `module.` and no options.
 """
 
@@ -21,11 +23,12 @@ from model.config import RefinerConfig
 from util.errors import InputError
 
 from .checkpoint_files import checksum, read_file
+from .schedule import AveragedWeights, Schedule
 
 LARGEST_OPTION = 4096  # of the network options that are numbers
 _KINDS: dict[str, Any] = {
     "options": dict, "training": dict, "stage": int, "num_verts": int, "epoch": int, "step": int,
-    "best_score": float, "log": list, "progress": dict, "skipped": int,
+    "best_score": float, "log": list, "progress": dict, "skipped": int, "learning_weights": dict,
 }  # fmt: skip
 
 
@@ -88,7 +91,8 @@ class TrainState:
 
     model, optimizer: as they are.
     config: of the networks. stage: 1, 2 or 3. training: what steers learning, by option.
-    grad_clip: largest norm of the gradient.
+    grad_clip: largest norm of the gradient. schedule: of the learning rate.
+    average: of the weights, or None.
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
     progress: in the epoch under way. skipped: steps in a row that were not finite. log: log.txt.
     """
@@ -99,6 +103,8 @@ class TrainState:
     stage: int
     training: dict = field(default_factory=dict)
     grad_clip: float = math.inf
+    schedule: Schedule = field(default_factory=Schedule)
+    average: AveragedWeights | None = None
     epoch: int = 0
     step: int = 0
     best_score: float = -math.inf
@@ -107,10 +113,15 @@ class TrainState:
     skipped: int = 0
     log: list[str] = field(default_factory=list)
 
+    @property
+    def scored(self) -> Networks:
+        """The networks that are evaluated: with averaged weights where there are some."""
+        return self.average.model if self.average else self.model
+
     def weights_dict(self) -> dict:
         """The content of `model_best.pth.tar`."""
         return {
-            "state_dict": self.model.state_dict(),
+            "state_dict": self.scored.state_dict(),
             "options": self.config.to_dict(),
             "stage": self.stage,
             "training": self.training,
@@ -122,22 +133,30 @@ class TrainState:
 
     def state_dict(self) -> dict:
         """The content of `checkpoint.pth.tar`."""
-        return self.weights_dict() | {
+        state = {
             "optimizer": self.optimizer.state_dict(),
             "random_state": random_state(self.model.device),
             "progress": asdict(self.progress),
             "skipped": self.skipped,
             "log": list(self.log),
         }
+        if self.average:
+            state["learning_weights"] = self.model.state_dict()
+        return self.weights_dict() | state
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
-        """Continues where a run of this stage stood; the weights are loaded with the model.
+        """Continues where a run of this stage stood; averaged weights came with the model.
 
         Raises:
-            InputError: the optimiser's or the random state do not fit.
+            InputError: the optimiser's or the random state or the learning weights do not fit.
         """
         content = checkpoint.content
         self.load_optimizer(checkpoint)
+        if learning := content.get("learning_weights"):
+            if faults := misfits(self.model, learning):
+                reason = f"the learning weights in {checkpoint.path} do not fit"
+                raise InputError(f"{reason} ({'; '.join(faults)}); take another file")
+            self.model.load_state_dict(learning)
         try:
             set_random_state(content["random_state"], self.model.device)
         except (
@@ -265,6 +284,8 @@ def _content_fault(content: dict) -> str | None:
             return f"option {name} is {value}"
     if not all(_is_plain(value) for value in content.get("training", {}).values()):
         return "its training options"
+    if not all(isinstance(v, torch.Tensor) for v in content.get("learning_weights", {}).values()):
+        return "its learning weights"
     if not all(isinstance(line, str) for line in content.get("log", [])):
         return "its log"
     own, progress = EpochProgress(), content.get("progress", {})

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import render
 from model.outputs import Estimate, Prediction
 from smal_model import SMAL
-from util import metrics
+from util import distributed, metrics
 from util.camera import CROP
 from util.scores import MeshScores, Scores
 
@@ -74,26 +74,31 @@ def evaluate(
     on_batch: Callable | None = None,
     refine: Callable | None = None,
 ) -> Scores:
-    """Scores of a model, in evaluation mode, on all images of a loader.
+    """Scores of a model, in evaluation mode, on all images of a data set, in its order.
+
+    Several processes evaluate their loaders' batches and gather the scores of all.
 
     Args:
         model: CoarseModel or CoarseToFine.
-        loader: of a data set of `datasets`.
+        loader: of a data set of `datasets`, in its order.
         renderer: backend of `render`.
         on_batch: called with (batch, prediction, scores) of each batch.
         refine: takes (batch, prediction) and gives one fitted to the labels, scored as `fitted`.
     """
     model.eval()
     device = model.device
-    parts = []
-    for batch in tqdm(loader, desc="evaluate", leave=False):
+    parts: list[Scores | None] = []
+    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not distributed.is_main()):
         batch = to_device(without_failed(batch), device)
         if not batch["name"]:
+            parts.append(None)  # keeps the turns of the processes
             continue
         out = model(batch["image"])
         if refine is not None:
             out.fitted = refine(batch, out).finest
-        parts.append(score(out, batch, model.smal, renderer))
+        scores = score(out, batch, model.smal, renderer)
+        parts.append(scores)
         if on_batch is not None:
-            on_batch(batch, out, parts[-1])
-    return Scores.joined(parts)
+            on_batch(batch, out, scores)
+    parts = distributed.gather_interleaved(parts)
+    return Scores.joined([part for part in parts if part is not None])

@@ -1,7 +1,6 @@
 """Batches: their order, the loader, the way to the device."""
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm import tqdm
 
+from util import distributed
 from util.errors import InputError
 
 TIMEOUT = 50  # seconds without a batch after which a worker counts as stopped
@@ -21,13 +21,14 @@ _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent e
 
 
 class EpochBatches(Sampler):
-    """Batches of positions, shuffled by (seed, epoch) alone.
+    """Batches of positions, shuffled by (seed, epoch) alone; of several processes, one's part.
 
-    One image left over joins the batch before it: batch norm cannot learn from a single image.
+    All have as many batches, and no image twice; of a small last batch some may have none. One
+    image left over joins the batch before it: batch norm cannot learn from a single image.
 
     Args:
         num_images: in the data set.
-        batch_size: images a batch.
+        batch_size: images a batch, of all processes together.
         seed: random seed.
     """
 
@@ -42,11 +43,21 @@ class EpochBatches(Sampler):
         if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             left = batches.pop()
             batches[-1] += left
-        return iter(batches[self.first :])
+        return map(distributed.interleaved, batches[self.first :])
 
     def __len__(self) -> int:
         full, left = divmod(self.num_images, self.batch_size)
         return max(1, full + (left > 1))
+
+
+class _Collate:
+    """default_collate, and of no samples a batch of none."""
+
+    def __init__(self, dataset):
+        self.like = default_collate([dataset[0]])
+
+    def __call__(self, samples: list) -> dict:
+        return default_collate(samples) if samples else {k: v[:0] for k, v in self.like.items()}
 
 
 def _start_worker(_):
@@ -67,28 +78,36 @@ def make_loader(
 ) -> DataLoader:
     """A loader in the data set's order, or shuffled anew each epoch.
 
+    Several processes share each shuffled batch. In the data set's order they take whole batches in
+    turn, so that each is computed as one process would.
+
     Args:
         dataset: what is loaded.
         batch_size: images a batch.
-        num_workers: worker processes, at most one a core.
+        num_workers: worker processes, at most one a core that this process has to itself.
         device: where the batches go.
         shuffle_seed: random seed of the order; None keeps the data set's.
     """
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    cores = max(1, distributed.cores() // distributed.local_world_size())
     num_workers = min(num_workers, cores, len(dataset))
-    order: dict = {"batch_size": batch_size}
+    several, collate = distributed.world_size() > 1, None
     if shuffle_seed is not None:
-        order = {"batch_sampler": EpochBatches(len(dataset), batch_size, shuffle_seed)}
+        batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed)
+        collate = _Collate(dataset) if several else None
+    else:
+        positions = range(len(dataset))
+        whole = [positions[i : i + batch_size] for i in positions[::batch_size]]
+        batches = distributed.interleaved(whole)
     return DataLoader(
         dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         timeout=TIMEOUT if num_workers else 0,
         generator=torch.Generator(),  # its own: the loader takes no number from the run's
         persistent_workers=num_workers > 0,
-        **order,
     )
 
 

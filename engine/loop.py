@@ -1,21 +1,24 @@
 """The training loop of all stages."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from util import distributed
 from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
 
 from .checkpoint import EpochProgress, TrainState
 from .loaders import explained_faults, set_epoch, to_device
 from .losses import Criterion
-from .run_folder import RunFolder
+from .run_folder import RunFolder, SilentRun
 from .signals import Stop, deferred
 
 VALIDATION_STEPS = 50  # epochs of fewer steps share validation, checkpoint and images
@@ -48,26 +51,49 @@ class Statistics:
             torch._foreach_copy_(own, kept)
 
 
+class Step(nn.Module):
+    """A batch to its weighted terms: networks and criterion as one, for several processes."""
+
+    def __init__(self, model, criterion: Criterion):
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        return self.criterion(self.model(batch["image"]), batch)
+
+
+@dataclass
+class Hooks:
+    """What a pass over the images calls.
+
+    on_step: between two steps.
+    on_skip: with the batch and the values of a step that was skipped.
+    """
+
+    on_step: Callable[[], None] = lambda: None
+    on_skip: Callable[[dict, dict], None] = lambda batch, values: None
+
+
 def train_epoch(
     state: TrainState,
-    criterion: Criterion,
+    step: nn.Module,
     loader: DataLoader,
     description: str = "epoch",
-    on_step: Callable[[], None] = lambda: None,
-    on_skip: Callable[[dict, dict], None] = lambda batch, values: None,
+    stop: Stop | None = None,
+    hooks: Hooks | None = None,
     last: bool = True,
 ) -> dict[str, float]:
     """The rest of a pass over the training images, after `state.progress`.
 
-    A step whose loss or gradient is not finite is skipped: it changes nothing.
+    A step whose loss or gradient is not finite is skipped, by all processes: it changes nothing.
 
     Args:
         state: of the run, updated in place.
-        criterion: the losses.
+        step: gives the terms of a batch (`Step`).
         loader: of the training images, set to the epoch and to the first batch.
         description: of the progress bar.
-        on_step: called between two steps.
-        on_skip: called with the batch and the values of a step that was skipped.
+        stop: what signals asked for; all processes know after each step.
+        hooks: called under way.
         last: whether training ends with this epoch, so that it must not be skipped whole.
 
     Returns:
@@ -78,13 +104,16 @@ def train_epoch(
         InputError: none of ten steps in a row was finite, or too many images failed.
     """
     model, optimizer, done = state.model.train(), state.optimizer, state.progress
+    stop, hooks, schedule = stop or Stop(), hooks or Hooks(), state.schedule
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     statistics = Statistics(model)
-    bar = tqdm(loader, description, leave=False, initial=done.steps, total=len(loader))
+    total = len(loader)
+    silent = not distributed.is_main()
+    bar = tqdm(loader, description, leave=False, initial=done.steps, total=total, disable=silent)
     for batch in bar:
         batch = to_device(batch, model.device)
         statistics.remember()
-        terms = criterion(model(batch["image"]), batch)
+        terms = step(batch)
         loss = sum(terms.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -93,32 +122,42 @@ def train_epoch(
         # the one wait for the device in a step
         numbers = torch.stack([*terms.values(), loss, norm]).tolist()
         values = dict(zip([*terms, "loss", "gradient"], numbers, strict=True))
+        failed = list(filter(None, batch.get("failed", [])))
+        own = [len(batch["image"]), len(failed), not all(map(math.isfinite, numbers))]
+        elapsed, size, num_failed, spoilt = _agree(state, stop, own)
+        rate = schedule.factor(state.step, elapsed)
         state.step, done.steps = state.step + 1, done.steps + 1
-        if all(map(math.isfinite, numbers)):
+        if not spoilt:
             if values.pop("gradient") > state.grad_clip:
                 nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
             optimizer.step()
-            size = len(batch["image"])
-            done.images, state.skipped = done.images + size, 0
+            if state.average:
+                state.average.update(model, state.step)
+            done.images, state.skipped = done.images + int(size), 0
             for name, value in values.items():
                 done.sums[name] = done.sums.get(name, 0.0) + value * size
         else:
             statistics.restore()
             done.skipped, state.skipped = done.skipped + 1, state.skipped + 1
-            on_skip(batch, values)
-            if state.skipped >= MOST_SKIPPED or (last and done.skipped == len(loader)):
+            hooks.on_skip(batch, values)
+            if state.skipped >= MOST_SKIPPED or (last and done.skipped == total):
                 advice = "the last checkpoint is from before; lower the learning rate, or look at "
                 advice += f"the images {', '.join(batch['name'])}"
                 count = f"in {state.skipped} steps in a row"
                 raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
-        done.failed += filter(None, batch.get("failed", []))
+        if num_failed:
+            done.failed += itertools.chain(*distributed.gather_interleaved([failed]))
         if len(done.failed) > max(1, MOST_FAILED * done.dataset_size):
             raise InputError(
                 f"{_failures(done.failed)}: more than 1 % of the images; see to the data, then "
                 "resume"
             )
         bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
-        on_step()
+        hooks.on_step()
+        if elapsed >= 1:
+            break
     return {name: value / done.images for name, value in done.sums.items()}
 
 
@@ -132,7 +171,7 @@ def fit(
     criterion: Criterion,
     loader: DataLoader,
     validate: Callable[[], Scores],
-    run: RunFolder,
+    run: RunFolder | SilentRun,
     epochs: int,
     on_validation: Callable[[TrainState], None] | None = None,
 ) -> None:
@@ -154,6 +193,7 @@ def fit(
         Interrupted: by a signal; a checkpoint was saved.
     """
     interval = math.ceil(VALIDATION_STEPS / len(loader))  # epochs
+    step = distributed.data_parallel(Step(state.model, criterion))
     size = len(loader.dataset)  # type: ignore[arg-type]
     if state.progress.dataset_size != size:  # of other images: the epoch begins again
         state.progress = EpochProgress(size)
@@ -168,19 +208,41 @@ def fit(
 
             def on_step(save=save):
                 due = run.save_every and state.step % run.save_every == 0
-                if stop.signum is not None or (due and not state.skipped):
+                if stop.due or (due and not state.skipped):
                     save()
+                if stop.due:
+                    distributed.barrier()  # a process that ends ends the others: after the save
                 stop.check()
 
             description = f"epoch {epoch + 1}/{epochs}"
             last = epoch + 1 == epochs
-            hooks: dict = {"on_step": on_step, "on_skip": run.skipped, "last": last}
-            terms = train_epoch(state, criterion, loader, description, **hooks)
+            hooks = Hooks(on_step, run.skipped)
+            terms = train_epoch(state, step, loader, description, stop=stop, hooks=hooks, last=last)
+            over = _agree(state, stop, [])[0] >= 1
             scores = None
-            if terms and (last or (epoch + 1) % interval == 0):
+            if terms and (last or over or (epoch + 1) % interval == 0):
+                distributed.copy_buffers(state.scored)
                 scores = _validate(validate, stop, save)
             _finish_epoch(state, terms, scores, run, description, on_validation, start)
+            if over:
+                run.line(f"ended after {state.schedule.max_minutes:g} minutes (--max_minutes)")
+            _agree(state, stop, [])
             stop.check()
+            if over:
+                break
+
+
+def _agree(state: TrainState, stop: Stop, own: list) -> list[float]:
+    """The part of the run's time that is over, by the first process' clock, and sums of `own`.
+
+    A signal to one process becomes one to all.
+    """
+    elapsed = state.schedule.elapsed() if distributed.is_main() else 0.0
+    numbers = torch.tensor([stop.signum is not None, elapsed, *own], dtype=torch.float64)
+    signals, *sums = distributed.total(numbers).tolist()
+    if signals:
+        stop.agree()
+    return sums
 
 
 def _validate(validate: Callable[[], Scores], stop: Stop, save: Callable[[], None]) -> Scores:
@@ -213,7 +275,7 @@ def _finish_epoch(state, terms, scores, run, description, on_validation, start):
             state.best_score = selection
             line += "  best"
             run.save_best()
-        if on_validation is not None:
+        if on_validation is not None and distributed.is_main():
             on_validation(state)
     run.line(f"{line}  |  {time.monotonic() - start:.1f} s")
     if scores is not None:

@@ -10,16 +10,19 @@ from datasets import DATASETS, SPLITS, parse_mix
 from model import BACKBONES, NetworkConfig, RefinerConfig
 from render import BACKENDS
 from smal_model.priors import FAMILIES
+from util import distributed
 from util.errors import InputError
 
 from .losses import LossWeights
+from .schedule import SCHEDULES
 
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
 WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
-    "flip", "no_augment", "bf16", "freeze_bn", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED,
+    "flip", "no_augment", "bf16", "freeze_bn", "sync_bn", "grad_clip", "schedule", "warmup", "ema",
+    *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
@@ -40,6 +43,20 @@ def _number(text) -> float:
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more, below 1")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected more than 0")
     return value
 
 
@@ -69,17 +86,20 @@ def _source(text: str) -> Path | str:
     return text if text == AUTO else Path(text)
 
 
-def _gpu_ids(text: str) -> int:
+def one_gpu(text: str) -> list[int]:
+    """--gpu_ids of a script that runs in one process."""
+    return [int(text)]
+
+
+def _gpu_ids(text: str) -> list[int]:
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError:
-        expected = "expected a GPU's number, such as 0, or -1 for the CPU"
-        raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
-    if len(ids) != 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: one GPU at a time is supported; give one number"
-        )
-    return ids[0]
+        ids = []
+    if not ids or len(set(ids)) < len(ids) or (len(ids) > 1 and min(ids) < 0):
+        expected = "expected numbers of GPUs, such as 0 or 0,1,2,3, or -1 for the CPU"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return ids
 
 
 def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
@@ -88,9 +108,11 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     run = parser.add_argument_group("run").add_argument
     shown = "(default: %(default)s)"
     run("--output_dir", type=Path, default=Path("./logs/"), help=f"folder of this run {shown}")
-    run("--batch_size", type=_positive, default=batch_size, help=f"images a step {shown}")
+    help_text = f"images a step, of all processes together {shown}"
+    run("--batch_size", type=_positive, default=batch_size, help=help_text)
     run("--num_works", type=_count, default=4, help=f"data-loader workers {shown}")
-    run("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
+    help_text = "GPU, or several, a process on each; -1, and where there is none: the CPU"
+    run("--gpu_ids", type=_gpu_ids, default="0", help=f"{help_text} {shown}")
     run("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     run("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     run("--seed", type=_count, default=0, help=f"random seed {shown}")
@@ -165,6 +187,13 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
         "with --resume of another stage: the optimiser's state too (resuming always takes it)"
     )
     add("--load_optimizer", action="store_true", help=help_text)
+    help_text = f"learning rate over all epochs: as it is, two drops to a tenth, or to 0 {shown}"
+    add("--schedule", choices=SCHEDULES, default="constant", help=help_text)
+    add("--warmup", type=_count, default=0, help=f"steps in which the rate rises {shown}")
+    help_text = "average the weights with this decay (0.999, say) and evaluate these"
+    add("--ema", type=_fraction, default=0.0, metavar="DECAY", help=help_text)
+    help_text = "end after this time, the schedule stretched to it"
+    add("--max_minutes", type=_minutes, help=help_text)
     help_text = "steps between two checkpoints within an epoch (default: none)"
     add("--save_every", type=_count, default=0, help=help_text)
     help_text = "largest norm of the gradient (default: no limit)"
@@ -180,6 +209,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     )
     help_text = "batch norm with its running statistics: for few images or small batches"
     add("--freeze_bn", action="store_true", help=help_text)
+    help_text = "batch norm over the images of all processes, as one would (the default)"
+    add("--sync_bn", action="store_true", default=True, help=help_text)
+    help_text = "batch norm over each process' own images"
+    add("--no_sync_bn", action="store_false", dest="sync_bn", help=help_text)
     add("--flip", action="store_true", help="augment by mirror images too")
     help_text = (
         "train on several data sets, such as dog_pose:0.4,synthetic:0.6; --dataset validates"
@@ -257,7 +290,7 @@ def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
     )
     add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
     add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
-    add("--gpu_ids", type=_gpu_ids, default=0, help=f"GPU; the CPU where there is none {shown}")
+    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
     add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     add("--seed", type=_count, default=0, help=f"random seed {shown}")
@@ -322,8 +355,14 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
 
 
 def select_device(args: argparse.Namespace) -> torch.device:
-    """--device, else the GPU of --gpu_ids, else the CPU with one line that says so."""
+    """--device, else this process' GPU of --gpu_ids, else the CPU with one line that says so.
+
+    Raises:
+        Relaunch: --gpu_ids names several GPUs, and no launcher started a process for each.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    ids, local = args.gpu_ids, distributed.local_rank()
+    processes = distributed.local_world_size()
     if args.device:
         try:
             device = torch.device(args.device)
@@ -331,18 +370,27 @@ def select_device(args: argparse.Namespace) -> torch.device:
             device = None
         if device is None or device.type not in ("cpu", "cuda"):
             raise InputError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
-        if device.type == "cuda" and not count:
+        if device.type == "cpu":
+            return device
+        if not count:
             raise InputError(
                 f"--device {args.device}: no CUDA device is available here; use --device cpu"
             )
-        if device.type == "cuda" and (device.index or 0) >= count:
-            raise InputError(f"--device {args.device}: this machine has GPUs 0 to {count - 1}")
-        return device
-    if args.gpu_ids < 0:
+        ids = [device.index or 0]
+    elif min(ids) < 0:
         return torch.device("cpu")
-    if not count:
-        print("No GPU found: running on the CPU.")
+    elif not count:
+        if distributed.is_main():
+            print("No GPU found: running on the CPU.")
         return torch.device("cpu")
-    if args.gpu_ids >= count:
-        raise InputError(f"--gpu_ids {args.gpu_ids}: this machine has GPUs 0 to {count - 1}")
-    return torch.device("cuda", args.gpu_ids)
+    given = f"--device {args.device}" if args.device else f"--gpu_ids {','.join(map(str, ids))}"
+    if processes > 1 and len(ids) == 1:
+        ids = list(range(processes))  # torchrun alone: a GPU for each
+        given = f"{processes} processes on this machine"
+    if max(ids) >= count:
+        raise InputError(f"{given}: this machine has GPUs 0 to {count - 1}")
+    if processes == 1 and len(ids) > 1:
+        raise distributed.Relaunch(len(ids))
+    if len(ids) != processes:
+        raise InputError(f"{given}: {processes} processes were started; give a GPU for each")
+    return torch.device("cuda", ids[local])

@@ -4,12 +4,13 @@ import argparse
 import math
 from pathlib import Path
 
+from util import distributed
 from util.errors import Finished, InputError
 
 from .build import Loaders, make_output_dir
 from .checkpoint import Checkpoint, EpochProgress, TrainState, load_checkpoint
 from .options import AUTO, FREE, STEERING
-from .run_folder import CHECKPOINT, DAMAGED, PREVIOUS, RunFolder
+from .run_folder import CHECKPOINT, DAMAGED, PREVIOUS, RunFolder, SilentRun
 
 ORDER = ("dataset", "data_dir", "seed", "batch_size")  # what puts the images in order
 
@@ -123,7 +124,7 @@ def in_place(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Na
 
 def open_run(
     state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace, loaders: Loaders
-) -> RunFolder:
+) -> RunFolder | SilentRun:
     """The run's folder, opened, with a first line that says what runs.
 
     A run that resumes in its folder says so on the screen alone: its log stays that of one run.
@@ -139,6 +140,9 @@ def open_run(
         raise Finished(
             f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
         )
+    distributed.barrier()  # all have read the checkpoint: the folder's files may now be moved
+    if not distributed.is_main():
+        return SilentRun()
     make_output_dir(args.output_dir)
     here = in_place(state, checkpoint, args)
     if here and checkpoint and checkpoint.path.name == PREVIOUS:
@@ -150,6 +154,8 @@ def open_run(
     train, val = map(len, sets)
     line = f"stage {state.stage} on {state.model.device}: {train} training and {val} validation"
     line += " images"
+    if distributed.world_size() > 1:
+        line = f"{distributed.world_size()} processes, {line}"
     if loaders.excluded:
         line += f" ({loaders.excluded} unusable ones left out; python -m datasets.check lists them)"
     if checkpoint:

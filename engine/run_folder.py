@@ -30,6 +30,23 @@ _OWN_FILES = (
 )  # fmt: skip
 
 
+class SilentRun:
+    """What processes other than the first do with their results: nothing."""
+
+    save_every = 0
+
+    def __enter__(self) -> "SilentRun":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def line(self, *_) -> None:
+        pass
+
+    scalars = image = save = save_best = skipped = line
+
+
 class RunFolder:
     """Opens `folder`, which exists, for a run and writes `args.json`.
 

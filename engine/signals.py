@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from util import distributed
 from util.errors import Interrupted
 
 
@@ -14,11 +15,22 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._now = False
+        self._now = self._agreed = False
+
+    @property
+    def due(self) -> bool:
+        """Whether a signal has arrived, and all processes know it."""
+        return self.signum is not None and (self._agreed or distributed.world_size() == 1)
+
+    def agree(self) -> None:
+        """All processes know now that one of them has taken a signal."""
+        if self.signum is None:
+            self.signum = signal.SIGTERM
+        self._agreed = True
 
     def check(self) -> None:
-        """Raises Interrupted where a signal has arrived."""
-        if self.signum is not None:
+        """Raises Interrupted where that is due."""
+        if self.signum is not None and self.due:
             raise Interrupted(self.signum)
 
     @contextmanager
@@ -34,6 +46,8 @@ class Stop:
     def handle(self, signum: int, _) -> None:
         """Takes a signal."""
         if self.signum is not None:
+            if distributed.world_size() > 1:
+                return  # torchrun passes on what has often reached the processes already
             os.write(2, b"\nleft at once\n")
             os._exit(128 + signum)
         self.signum = signum

@@ -1,12 +1,14 @@
 """The results of an evaluation or a fit on disk: strips and arrays of each image, and the page."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from model.outputs import Prediction
+from util import distributed
 from util.files import atomic_write
 from util.images import to_image, write_png
 from util.scores import Scores
@@ -17,7 +19,7 @@ from .page import PageImage, write_page
 
 
 class Results:
-    """Collects results batch by batch.
+    """Collects results batch by batch, of several processes in each those of its batches.
 
     Args:
         folder: of the results.
@@ -31,7 +33,7 @@ class Results:
     ):
         self.folder, self.faces, self.renderer = folder, faces, renderer
         self.save_images = save_images
-        self.images: list[PageImage] = []
+        self.batches: list[list[PageImage]] = []
 
     def add(self, batch: dict, out: Prediction, scores: Scores) -> None:
         """Takes a batch, its prediction and its scores."""
@@ -39,6 +41,7 @@ class Results:
         if self.save_images:
             strips = batch_strips(batch, out, self.faces, scores, self.renderer)
             arrays = result_arrays(out, scores)
+        self.batches.append([])
         for i, name in enumerate(batch["name"]):
             image = PageImage(name, scores={k: float(v[i]) for k, v in columns.items()})
             image.errors = {mesh: part.errors[i] for mesh, part in scores.meshes.items()}
@@ -56,11 +59,13 @@ class Results:
                     )
                     for n, e in out.estimates.items()
                 }
-            self.images.append(image)
+            self.batches[-1].append(image)
 
     def write_page(self, title: str, facts: Mapping[str, object]) -> None:
-        """Writes `index.html` with all that was added."""
-        write_page(self.folder, title, self.images, array_of(self.faces), facts)
+        """Writes `index.html` with all that was added, in the first process."""
+        images = list(chain(*distributed.gather_interleaved(self.batches, to_all=False)))
+        if distributed.is_main():
+            write_page(self.folder, title, images, array_of(self.faces), facts)
 
 
 def result_arrays(out: Prediction, scores: Scores) -> dict:

@@ -28,7 +28,7 @@ def _product(matrix, x):
     with torch.autocast(
         x.device.type, enabled=False
     ):  # sparse products exist in float32 and float64
-        return (matrix @ flat).view(-1, batch, channels).transpose(0, 1).to(x.dtype)
+        return (matrix @ flat).view(matrix.shape[0], batch, channels).transpose(0, 1).to(x.dtype)
 
 
 class SparseMap(nn.Module):

@@ -1,5 +1,6 @@
 """Shape and pose priors, read once into modules with buffers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,13 @@ class GaussianPrior(nn.Module):
         factor[:, :skip] = 0
         self.register_buffer("factor", factor, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The mean over all B x n entries. x: (B, n)."""
+    def forward(self, x: torch.Tensor, average: Callable = torch.mean) -> torch.Tensor:
+        """The mean over all B x n entries, taken by `average`. x: (B, n)."""
         if x.ndim != 2 or x.shape[1] != self.mean.shape[0]:
             raise ValueError(
                 f"the prior is over {self.mean.shape[0]} numbers, found {tuple(x.shape)}"
             )
-        return ((x - self.mean) @ self.factor).pow(2).mean()
+        return average(((x - self.mean) @ self.factor).pow(2))
 
 
 def _precision_factor(cov, n, source):

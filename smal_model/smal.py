@@ -132,7 +132,7 @@ class SMAL(nn.Module):
         if del_v is not None:
             shaped = shaped + del_v
         rest_joints = self._regress(shaped)  # (B, J, 3)
-        rotations = lbs.rodrigues(pose.view(batch, -1, 3))  # (B, J, 3, 3)
+        rotations = lbs.rodrigues(pose.view(batch, pose.shape[1] // 3, 3))  # (B, J, 3, 3)
         posed = shaped
         if self.has_posedirs:
             bend = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
@@ -151,7 +151,7 @@ class SMAL(nn.Module):
     def _regress(self, verts):
         """Joints (B, J, 3) of vertices (B, V, 3), as one product over the batch."""
         rows = verts.mT.reshape(-1, self.num_verts)  # (3B, V)
-        return (rows @ self.J_regressor.mT).view(len(verts), 3, -1).mT
+        return (rows @ self.J_regressor.mT).view(len(verts), 3, self.J_regressor.shape[0]).mT
 
 
 def _expect(name, tensor, shape):

@@ -12,6 +12,10 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--many_processes", action="store_true", help="tests of 3 and 4 processes too")
+
+
 def _shared_folder() -> Path | None:
     folder = Path(os.environ.get("COARSE_TO_FINE_SHARED", ROOT.parent / "shared"))
     return folder if (folder / "golden").is_dir() else None

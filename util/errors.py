@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from . import distributed
+
 
 class InputError(ValueError):
     """Something that the user can put right: what was expected, what was found, what to do."""
@@ -35,6 +37,7 @@ def run_cli(main, argv=None) -> None:
 
     An InputError becomes one line and exit status 2, SIGINT (Ctrl-C) and SIGTERM one line and 130
     or 143; a fault of ours keeps its traceback. Processes that multiprocessing started end with it.
+    Where several GPUs are asked for, the process becomes torchrun with the same command.
 
     Args:
         main: may return an exit status.
@@ -42,7 +45,11 @@ def run_cli(main, argv=None) -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        sys.exit(main(argv))
+        status = main(argv)
+        distributed.stop()
+        sys.exit(status)
+    except distributed.Relaunch as relaunch:
+        relaunch.run()
     except Finished as reason:
         print(reason)
     except InputError as error:

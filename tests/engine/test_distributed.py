@@ -1,0 +1,186 @@
+"""Several processes do what one does: gradients, weights, scores and files; one that dies ends all.
+
+The processes are Gloo's on CPUs, started by torchrun, with tiny networks. Four of them: pytest
+--many_processes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from engine.options import select_device, stage1_parser
+from tests.commands import SMALL
+from tests.conftest import ROOT
+from util import distributed
+from util.errors import InputError
+
+STAGE3 = "--lr 1e-5 --local_feat --w_arap 10000 --w_dice 1000 --w_dice_refine 100"
+STAGE3 += " --w_pose_limit_prior 5000"
+
+
+def _command(processes: int, *arguments) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = torchrun if processes > 1 else []
+    return [sys.executable, *start, "-m", "tests.engine.worker", *map(str, arguments)]
+
+
+def _start(processes: int, *arguments, **options) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = _command(processes, *arguments)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
+
+
+def _run(processes: int, *arguments) -> str:
+    process = _start(processes, *arguments)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def _train(data, folder, processes: int, script: str, *options):
+    """Gradients of the first step, and the checkpoint after an epoch of batches of 8, 8 and 2."""
+    common = ["--data_dir", data, "--num_works", "0", "--device", "cpu", "--batch_size", "8"]
+    gradients = folder / f"gradients{processes}.pt"
+    folder = folder / str(processes)
+    _run(processes, gradients, script, *common, "--nEpochs", "1", "--output_dir", folder, *options)
+    checkpoint = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    return torch.load(gradients), checkpoint
+
+
+def _assert_same(one, several):
+    """Gradients and weights; float32 rounding reaches 2e-5 of the largest gradient."""
+    (gradients, checkpoint), (others, other) = one, several
+    assert [g is None for g in gradients] == [g is None for g in others]
+    pairs = [(a, b) for a, b in zip(gradients, others, strict=True) if a is not None]
+    largest = max(a.abs().max() for a, _ in pairs)
+    assert max((a - b).abs().max() for a, b in pairs) < 3e-5 * largest
+    for name, value in checkpoint["state_dict"].items():
+        near = {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(other["state_dict"][name], value, msg=name, **near)
+    assert checkpoint["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
+    assert checkpoint["best_score"] == pytest.approx(other["best_score"], abs=0.01)
+
+
+def _counts(config) -> list[int]:
+    return [2, 4] if config.getoption("--many_processes") else [2]
+
+
+def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
+    """With four processes, the last batch of two images leaves two of them without any."""
+    one = _train(data, tmp_path, 1, "main.py", *SMALL)
+    for processes in _counts(pytestconfig):
+        _assert_same(one, _train(data, tmp_path, processes, "main.py", *SMALL))
+    log = (tmp_path / "2" / "log.txt").read_text()
+    assert log.startswith("2 processes, stage 1 on cpu") and log.count("epoch 1/1") == 1
+
+
+def test_stage_3_learns_the_same(data, runs, tmp_path, pytestconfig):
+    """Local features, silhouettes of the whole batch, Laplacian and joint limits."""
+    options = [*STAGE3.split(), "--resume", runs / "stage2" / "checkpoint.pth.tar"]
+    one = _train(data, tmp_path, 1, "main_meshgraph.py", *options)
+    for processes in _counts(pytestconfig):
+        _assert_same(one, _train(data, tmp_path, processes, "main_meshgraph.py", *options))
+
+
+def test_evaluation_writes_the_same_files(data, runs, tmp_path, pytestconfig):
+    """Four images in batches of three: to the last byte, but for the options in the report."""
+    common = ["eval.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
+    common += ["--batch_size", "3", "--save_results", "--resume"]
+    common += [runs / "stage3" / "checkpoint.pth.tar", "--output_dir"]
+    for processes in (1, *_counts(pytestconfig)):
+        output = _run(processes, tmp_path / "none", *common, tmp_path / str(processes))
+        assert output.count("Results are in") == 1
+
+    def contents(processes):
+        folder = tmp_path / str(processes)
+        return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    files = contents(1)
+    assert len(files) == 4 * 3 + 4 + 3  # scores, then the page, its library and its license
+    for processes in _counts(pytestconfig):
+        others = contents(processes)
+        assert files.keys() == others.keys()
+        differing = [name for name in files if files[name] != others[name]]
+        assert differing == ["stanford_report.json"]
+        texts = [files["stanford_report.json"], others["stanford_report.json"]]
+        changed = [a for a, b in zip(*(t.splitlines() for t in texts), strict=True) if a != b]
+        assert len(changed) == 1 and b"output_dir" in changed[0]
+
+
+def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):
+    options = ["--data_dir", data, *SMALL, "--batch_size", "8", "--output_dir", tmp_path / "run"]
+    process = _start(2, tmp_path / "g.pt", "main.py", *options, "--nEpochs", "500")
+    while not (tmp_path / "run" / "log.txt").exists() or not (tmp_path / "g.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    if not os.path.exists(children):
+        process.terminate()
+        pytest.skip("needs /proc/PID/task/PID/children of Linux")
+    workers = [int(pid) for pid in open(children).read().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"Signal 9 (SIGKILL) received by PID {workers[-1]}" in output
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number):
+    """After the same step: the first process saves, and the run resumes."""
+    options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
+    options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
+    process = _start(2, tmp_path / "g.pt", *options, "500", *SMALL)
+    while not (tmp_path / "g.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    if not os.path.exists(children):
+        process.terminate()
+        pytest.skip("needs /proc/PID/task/PID/children of Linux")
+    os.kill(int(open(children).read().split()[number]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "interrupted by SIGTERM" in output
+    step = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["step"]
+    epochs = str(step // 3 + 1)
+    resumed = [*options, epochs, "--resume", tmp_path / "checkpoint.pth.tar"]
+    assert "resumes" in _run(2, tmp_path / "g.pt", *resumed)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pytestconfig):
+    if processes > 2 and not pytestconfig.getoption("--many_processes"):
+        pytest.skip("three processes: --many_processes")
+    options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
+    options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
+    _run(2, tmp_path / "g.pt", *options, "1", *SMALL)
+    resumed = ["2", "--resume", tmp_path / "checkpoint.pth.tar"]
+    output = _run(processes, tmp_path / "g.pt", *options, *resumed)
+    assert "resumes" in output
+    log = (tmp_path / "log.txt").read_text()
+    assert "epoch 1/1" in log and "epoch 2/2" in log
+    assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["step"] == 6
+
+
+def test_several_gpus_start_a_process_each(monkeypatch):
+    """As far as the choice of device: alone, and as the processes of two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    args = stage1_parser().parse_args(["--gpu_ids", "1,3"])
+    with pytest.raises(distributed.Relaunch) as launch:
+        select_device(args)
+    assert launch.value.processes == 2
+    for name, value in (("MASTER_ADDR", "localhost"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    for local, gpu in (("0", 1), ("1", 3)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert select_device(args) == torch.device("cuda", gpu)
+    assert select_device(stage1_parser().parse_args([])) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="2 processes were started"):
+        select_device(stage1_parser().parse_args(["--gpu_ids", "0,1,2"]))

@@ -1,0 +1,87 @@
+"""Learning-rate schedules, averaged weights, and the end by the clock."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import main
+from engine.schedule import AveragedWeights, Schedule
+from tests.commands import SMALL
+
+
+def test_schedules_start_at_the_rate_and_end_where_they_say():
+    assert {Schedule(total=90).factor(step) for step in range(90)} == {1.0}
+    step = Schedule("step", total=90)
+    assert [step.factor(n) for n in (0, 59, 60, 79, 80, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    cosine = Schedule("cosine", total=90)
+    assert cosine.factor(0) == 1 and cosine.factor(45) == pytest.approx(0.5)
+    assert cosine.factor(30) == pytest.approx(0.75) and cosine.factor(90) == pytest.approx(0)
+    warm = Schedule(warmup=4, total=90)
+    assert [warm.factor(n) for n in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+def test_a_time_limit_stretches_the_schedule():
+    """Steps or time, whichever is further on."""
+    cosine = Schedule("cosine", total=90, max_minutes=10)
+    assert cosine.factor(0, elapsed=0.5) == pytest.approx(0.5)
+    assert cosine.factor(60, elapsed=0.1) == pytest.approx(0.25)
+    assert Schedule().elapsed() == 0
+
+
+def test_average_follows_weights_and_copies_buffers():
+    model = torch.nn.BatchNorm1d(3)
+    average = AveragedWeights(model, 0.9)
+    expected = model.weight.detach().clone()
+    for step in range(1, 200):
+        with torch.no_grad():
+            model.weight.add_(step)
+            model.running_mean.add_(step)
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    assert torch.allclose(average.model.weight, expected)
+    assert torch.equal(average.model.running_mean, model.running_mean)
+    assert not torch.equal(average.model.weight, model.weight)
+
+
+def test_schedule_and_average_resume_exactly(data, tmp_path):
+    """Four epochs with warm-up, cosine and averaged weights, at once and in two parts."""
+    options = ["--data_dir", str(data), *SMALL, "--batch_size", "9", "--nEpochs", "4", "--warmup"]
+    options += ["3", "--schedule", "cosine", "--ema", "0.9", "--output_dir"]
+    main.main([*options, str(tmp_path / "whole")])
+
+    class Stop(Exception):
+        pass
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context, pytest.raises(Stop):
+        real = main.fit
+
+        def two_epochs(state, *args, **options):
+            state.schedule = copy.copy(state.schedule)  # of four epochs
+            real(state, *args, **options | {"epochs": 2})
+            raise Stop
+
+        context.setattr(main, "fit", two_epochs)
+        main.main([*options, str(tmp_path / "parts")])
+    resumed = ["--resume", str(tmp_path / "parts" / "checkpoint.pth.tar")]
+    main.main([*options, str(tmp_path / "parts"), *resumed])
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoint.pth.tar", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    for key in ("state_dict", "learning_weights"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, parts[key][name]), (key, name)
+    moved = [k for k, v in whole["state_dict"].items() if not v.equal(whole["learning_weights"][k])]
+    assert moved and not any("running" in name for name in moved)
+
+
+def test_max_minutes_ends_the_run_with_a_checkpoint(data, tmp_path):
+    options = ["--data_dir", str(data), *SMALL, "--nEpochs", "50", "--max_minutes", "0.01"]
+    main.main([*options, "--output_dir", str(tmp_path)])
+    log = (tmp_path / "log.txt").read_text()
+    assert "ended after 0.01 minutes" in log and "val pck" in log
+    assert math.isfinite(torch.load(tmp_path / "checkpoint.pth.tar")["best_score"])
