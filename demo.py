@@ -49,7 +49,9 @@ def main(argv=None) -> int:
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
     paths = find_media(args.input)
-    failed = [f"{path} is neither photograph nor video" for path in other_files(args.input, paths)]
+    for path in other_files(args.input, paths):
+        print(f"left out: {path} is neither photograph nor video", file=sys.stderr)
+    failed: list[str] = []
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     batch: list[Task] = []
     for path in tqdm([p for p in paths if p not in videos], desc="photographs"):
