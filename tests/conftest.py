@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--many_processes", action="store_true", help="tests of 3 and 4 processes too")
+    parser.addoption(
+        "--many_processes", action="store_true", help="slow tests of several processes too"
+    )
 
 
 def _shared_folder() -> Path | None:

@@ -132,7 +132,9 @@ def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number):
+def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number, pytestconfig):
+    if number == 0 and not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
     """After the same step: the first process saves, and the run resumes."""
     options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
     options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
@@ -155,8 +157,8 @@ def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number):
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_run_of_two_resumes_with_another_number(data, tmp_path, processes, pytestconfig):
-    if processes > 2 and not pytestconfig.getoption("--many_processes"):
-        pytest.skip("three processes: --many_processes")
+    if not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
     options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
     options += ["--batch_size", "8", "--output_dir", tmp_path, "--nEpochs"]
     _run(2, tmp_path / "g.pt", *options, "1", *SMALL)
