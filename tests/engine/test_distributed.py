@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_signal_to_one_process_saves_and_ends_both(data, tmp_path, number, pytestconfig):
-    if number == 0 and not pytestconfig.getoption("--many_processes"):
+    if not pytestconfig.getoption("--many_processes"):
         pytest.skip("slow: --many_processes")
     """After the same step: the first process saves, and the run resumes."""
     options = ["main.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
