@@ -17,7 +17,7 @@ from datasets.media import (
     VIDEO_SUFFIXES,
     Photograph,
     find_media,
-    read_photograph,
+    read_media,
     read_video,
 )
 from engine import build
@@ -54,11 +54,10 @@ def main(argv=None) -> int:
     failed: list[str] = []
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     batch: list[Task] = []
-    for path in tqdm([p for p in paths if p not in videos], desc="photographs"):
-        try:
-            batch += tasks_of(read_photograph(path), args.bbox, detector, config.img_res)
-        except InputError as error:
-            failed.append(str(error))
+    photographs = [path for path in paths if path not in videos]
+    reader = read_media(photographs, on_fault=lambda fault: failed.append(str(fault)))
+    for photograph in tqdm(reader, desc="photographs", total=len(photographs)):
+        batch += tasks_of(photograph, args.bbox, detector, config.img_res)
         while len(batch) >= args.batch_size:
             predict(batch[: args.batch_size], predictor, gallery)
             batch = batch[args.batch_size :]

@@ -4,6 +4,7 @@ import copy
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ MOST_GROUND_TRUTH_BYTES = 2**26  # of an array
 DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Dataset, ABC):
     """One split of a data set.
 
     A sample is a dict (S = img_res; labels live in the 224-pixel crop whatever S is):
@@ -121,14 +122,14 @@ class LabelledImages(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @classmethod
+    @abstractmethod
     def has_split(cls, data_dir: str | Path, split: str) -> bool:
         """Whether the data set in `data_dir` has the split."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def read_annotations(cls, data_dir: str | Path, split: str) -> tuple[list, np.ndarray]:
         """Reads the whole list of annotations and the positions (N,) of the split's entries."""
-        raise NotImplementedError
 
     @classmethod
     def image_folder(cls, data_dir: str | Path, split: str) -> Path:

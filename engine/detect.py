@@ -16,7 +16,6 @@ from .checkpoint import load_checkpoint
 ANIMALS = ("cat", "dog", "horse", "sheep", "cow", "bear", "zebra", "giraffe")  # of COCO
 MIN_SCORE = 0.5
 SAME_ANIMAL = 0.6  # overlap of boxes above which two detections are one animal
-MAX_SIDE = 1333  # pixels; larger photographs are detected at this size by the net itself
 
 
 @dataclass

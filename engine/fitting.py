@@ -67,17 +67,6 @@ def fit_images(
         return _deform(terms, state, labels, start)
 
 
-def refine_prediction(
-    smal: SMAL,
-    pose_prior: GaussianPrior,
-    batch: dict,
-    start: Prediction,
-    settings: FitSettings = REFINEMENT,
-) -> Prediction:
-    """Test-time refinement of a network's answer; arguments and result as in `fit_images`."""
-    return fit_images(smal, pose_prior, batch, settings, start)
-
-
 def _state(start: Prediction) -> State:
     state = {"pose": start.pose, "betas": start.betas, "trans": start.trans}
     state["log_focal"] = start.coarse.scale.log1p()

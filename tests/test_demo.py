@@ -174,3 +174,13 @@ def test_the_embedded_body_is_made_where_there_is_none(runs, dog, tmp_path):
 def test_nothing_to_read_is_said(runs, data, tmp_path):
     with pytest.raises(InputError, match="nowhere.jpg is missing"):
         demo.main(_arguments(runs, data, tmp_path / "out", tmp_path / "nowhere.jpg"))
+
+
+def test_photographs_of_one_name_in_two_folders_give_two_results(runs, data, dog, tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / "both" / folder).mkdir(parents=True)
+        (tmp_path / "both" / folder / "dog.jpg").write_bytes(dog.read_bytes())
+    out = tmp_path / "out"
+    arguments = _arguments(runs, data, out, tmp_path / "both", "--detector", "none")
+    assert demo.main(arguments) == 0
+    assert len(list(out.glob("*_overlay.png"))) == 2

@@ -8,7 +8,7 @@ import torch
 
 import render
 from engine.fit_terms import FitSettings, Labels, Terms
-from engine.fitting import _headings, _smooth_modes, fit_images, refine_prediction
+from engine.fitting import _headings, _smooth_modes, fit_images
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
@@ -111,7 +111,7 @@ def test_refinement_improves_what_it_is_given(body, truth, batch, names):
     smal, prior = body
     start = perturbed(smal, truth)
     given = {name: batch[name] for name in names}
-    out = refine_prediction(smal, prior, given, start, REFINE)
+    out = fit_images(smal, prior, given, REFINE, start)
     before, after = scores(smal, start.coarse, batch), scores(smal, out.refined, batch)
     improved = {"mask": 0, "keypoints": 1}
     for name in names:
@@ -137,9 +137,8 @@ def test_image_without_labels_keeps_the_answer(body, truth, batch):
     blank = {name: value.clone() for name, value in batch.items()}
     blank["mask"][1] = 0
     blank["keypoints"][1] = 0
-    out = refine_prediction(
-        smal, prior, blank, start, replace(REFINE, body_steps=2, deform_steps=2)
-    )
+    settings = replace(REFINE, body_steps=2, deform_steps=2)
+    out = fit_images(smal, prior, blank, settings, start)
     torch.testing.assert_close(out.refined.verts[1], start.coarse.verts[1], atol=1e-5, rtol=0)
     assert not torch.equal(out.refined.verts[0], start.coarse.verts[0])
 
