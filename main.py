@@ -9,8 +9,8 @@ from engine import build, resume
 from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
-from engine.losses import Criterion, LossWeights
-from engine.options import check_training, stage1_parser
+from engine.losses import Criterion
+from engine.options import check_training, loss_weights, stage1_parser
 from eval import evaluate_checkpoint
 from report.overlays import Preview
 from util.errors import run_cli
@@ -30,10 +30,10 @@ def main(argv=None):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)
 
-    weights = LossWeights(args.w_kpts, args.w_betas_prior, args.w_pose_prior)
     priors = build.build_priors(args, model.smal)
-    criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    criterion = Criterion(loss_weights(args), model.smal, *priors, args.renderer).to(device)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
     state = TrainState(
         model,
         optimizer,

@@ -13,8 +13,8 @@ from engine import build, resume
 from engine.checkpoint import TrainState
 from engine.evaluate import evaluate
 from engine.loop import fit
-from engine.losses import Criterion, LossWeights
-from engine.options import check_training, meshgraph_parser
+from engine.losses import Criterion
+from engine.options import check_training, loss_weights, meshgraph_parser
 from eval import evaluate_checkpoint
 from report.overlays import Preview
 from util.errors import run_cli
@@ -36,20 +36,8 @@ def main(argv=None):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)
 
-    weights = LossWeights(
-        kpts=args.w_kpts,
-        betas_prior=args.w_betas_prior,
-        pose_prior=args.w_pose_prior,
-        pose_limit_prior=args.w_pose_limit_prior,
-        dice=args.w_dice,
-        kpts_refine=args.w_kpts_refine,
-        dice_refine=args.w_dice_refine,
-        arap=args.w_arap,
-        alpha=args.alpha,
-        beta=args.beta,
-    )
     priors = build.build_priors(args, model.smal)
-    criterion = Criterion(weights, model.smal, *priors, args.renderer).to(device)
+    criterion = Criterion(loss_weights(args), model.smal, *priors, args.renderer).to(device)
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=args.lr, fused=True)
     stage = 2 if args.freezecoarse else 3

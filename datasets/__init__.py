@@ -80,6 +80,8 @@ def train_val(
     data_dir: str | Path,
     augment: bool = False,
     flip: bool = False,
+    strong: bool = False,
+    ground_truth: bool = False,
     validation_only: bool = False,
     **options,
 ) -> TrainingSets:
@@ -89,14 +91,16 @@ def train_val(
 
     Args:
         name, data_dir, options: see `build_dataset`.
-        augment, flip: random changes of the training images; validation images are never changed.
+        augment, flip, strong, ground_truth: of the training images; validation images are never
+            changed.
         validation_only: leaves `train` None where a validation split makes it needless.
     """
     own_val = has_split(name, data_dir, "val")
     val = build_dataset(name, data_dir, "val", **options) if own_val else None
     if val and validation_only:
         return TrainingSets(None, val, val.excluded, held_out=False)
-    train = build_dataset(name, data_dir, "train", augment=augment, flip=flip, **options)
+    changes = {"augment": augment, "flip": flip, "strong": strong, "ground_truth": ground_truth}
+    train = build_dataset(name, data_dir, "train", **changes, **options)
     if val:
         return TrainingSets(train, val, train.excluded + val.excluded, held_out=False)
     if len(train) < 3:

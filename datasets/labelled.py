@@ -1,9 +1,6 @@
 """What all data sets share: the sample, the check on opening, images that fail under way."""
 
 import copy
-import struct
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +12,6 @@ from torch.utils.data import Dataset
 from util.errors import InputError
 
 from .annotations import (
-    DAMAGED_ARRAY,
     IMAGE_KEYS,
     Problem,
     entry_name,
@@ -26,13 +22,12 @@ from .annotations import (
     read_mask,
     unique_names,
 )
+from .ground_truth import Mirror, in_crop, read_ground_truth
 from .images import read_image
+from .strong import NUM_DRAWS
 from .transforms import CROP, draw_augmentation, make_crop
 
 ATTEMPTS = 10  # images in a row that may fail under way
-MOST_GROUND_TRUTH_BYTES = 2**26  # of an array
-# What zipfile raises on a damaged archive (RuntimeError: encrypted, or of a later version).
-DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class LabelledImages(Dataset, ABC):
@@ -55,11 +50,16 @@ class LabelledImages(Dataset, ABC):
         index         int, position in the list of annotations
         name          str, `<breed>_<file without ending>`, and `_<index>` where several entries
                       name that file
+        strong_draws  (NUM_DRAWS,) float32, opened with `strong` alone
         failed        str, empty; or name and fault of the image that should have stood here and
                       could not be read: then the sample is that of the next readable image
     and, opened with ground_truth where the data set has a `Truth` folder, float32:
-        gt_verts      (V, 3)
-        gt_joints     (41, 3)
+        gt_verts      (V, 3) as the crop's camera sees them, body units (util.camera)
+        gt_joints     (41, 3) likewise
+        gt_rotations  (J, 3, 3) of the joints, the first of the whole animal
+        gt_betas      (20,)
+        gt_scale      (1,) of the crop's camera
+        has_truth     () bool
 
     Opening reads every image of the split once. Entries that cannot be used (no readable image, a
     box outside the image or without area, a label that is missing or lies) are left out, in
@@ -79,6 +79,7 @@ class LabelledImages(Dataset, ABC):
         img_res: int = CROP,
         augment: bool = False,
         flip: bool = False,
+        strong: bool = False,
         ground_truth: bool = False,
         seed: int = 0,
     ):
@@ -90,14 +91,13 @@ class LabelledImages(Dataset, ABC):
             img_res: side of the network's input, pixels.
             augment: random scale, turn and gain.
             flip: mirrors half of the images.
+            strong: whether samples carry the random numbers of `datasets.strong`.
             ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
             seed: of the random changes.
         """
-        if ground_truth and (augment or flip):
-            raise ValueError("ground_truth is that of the unchanged image: no augment or flip")
         self.root = Path(data_dir) / self.folder
         self.split, self.img_res = split, img_res
-        self.augment, self.flip, self.seed = augment, flip, seed
+        self.augment, self.flip, self.strong, self.seed = augment, flip, strong, seed
         self.entries, indices = self.read_annotations(data_dir, split)
         self.images = self.image_folder(data_dir, split)
 
@@ -118,6 +118,7 @@ class LabelledImages(Dataset, ABC):
                     f"{missing[0]} and {len(missing) - 1} more files of the ground truth are "
                     "missing: make the data set again"
                 )
+            self.mirror = Mirror.of_body(self.root.parent / "smal") if flip else None
         # Shared memory: workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -163,7 +164,8 @@ class LabelledImages(Dataset, ABC):
         out = copy.copy(self)
         out.indices = [self.indices[i] for i in items]
         out.names = [self.names[i] for i in items]
-        out.augment, out.flip = changed and self.augment, changed and self.flip
+        for name in ("augment", "flip", "strong"):
+            setattr(out, name, changed and getattr(self, name))
         return out
 
     def ground_truth_path(self, index: int) -> Path:
@@ -195,8 +197,13 @@ class LabelledImages(Dataset, ABC):
         augmentation = draw_augmentation(rng, self.augment, self.flip)
         sample = make_crop(image, entry["img_bbox"], mask, joints, self.img_res, augmentation)
         sample |= {"index": index, "name": self.names[item]}
+        if self.strong:
+            sample["strong_draws"] = torch.from_numpy(rng.random(NUM_DRAWS, np.float32))
         if self.has_ground_truth:
-            sample |= read_ground_truth(self.ground_truth_path(index))
+            truth = read_ground_truth(self.ground_truth_path(index))
+            side = 200 * float(sample["scale"])
+            sample |= in_crop(truth, sample["center"].numpy(), side, augmentation, self.mirror)
+            sample["has_truth"] = torch.tensor(True)
         return sample
 
     def __len__(self) -> int:
@@ -212,26 +219,3 @@ class LabelledImages(Dataset, ABC):
             except InputError as error:
                 failed = failed or f"{self.names[place % len(self)]}: {error}"
         raise InputError(f"{ATTEMPTS} images in a row cannot be read, the first {failed}")
-
-
-def read_ground_truth(path: Path) -> dict:
-    """gt_verts (V, 3) and gt_joints (41, 3), float32, of a synthetic image."""
-    out = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for key in ("verts", "joints"):
-                member = archive.getinfo(f"{key}.npy")
-                if member.file_size > MOST_GROUND_TRUTH_BYTES:
-                    raise InputError(f"{path} holds too large an array: make the data set again")
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError("unknown compression")
-                with archive.open(f"{key}.npy") as file:
-                    array = np.lib.format.read_array(file, allow_pickle=False)
-                if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
-                    raise InputError(f"{path} holds no (N, 3) array {key}: make the data set again")
-                out[f"gt_{key}"] = torch.from_numpy(array.astype(np.float32))  # (N, 3)
-    except InputError:
-        raise
-    except (*DAMAGED_ARRAY, *DAMAGED_ZIP) as error:
-        raise InputError(f"{path} is not readable ({error}): make the data set again") from error
-    return out

@@ -32,8 +32,8 @@ class Mixed(Dataset):
     """Samples of several data sets; an epoch has as many as they have together.
 
     Which data set each sample comes from is drawn with the weights, its image without repeats until
-    every image of that data set was drawn; both follow from (seed, epoch) alone. Ground truth that
-    not all of them have is left out.
+    every image of that data set was drawn; both follow from (seed, epoch) alone. Where some have
+    ground truth, the others' is 0 and `has_truth` tells them apart.
     """
 
     def __init__(
@@ -54,6 +54,18 @@ class Mixed(Dataset):
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._plan: tuple[int, np.ndarray] | None = None
+        known = [dataset for dataset in self.datasets if dataset.has_ground_truth]
+        like = known[0][0] if known else {}
+        self._no_truth = {
+            key: torch.zeros_like(value)
+            for key, value in like.items()
+            if key.startswith("gt_") or key == "has_truth"
+        }
+
+    @property
+    def has_ground_truth(self) -> bool:
+        """Whether some of the samples carry ground truth."""
+        return bool(self._no_truth)
 
     @property
     def excluded(self) -> int:
@@ -87,6 +99,4 @@ class Mixed(Dataset):
     def __getitem__(self, item: int) -> dict:
         which, place = self.plan()[item]
         sample = self.datasets[which][int(place)]
-        if all(dataset.has_ground_truth for dataset in self.datasets):
-            return sample
-        return {key: value for key, value in sample.items() if not key.startswith("gt_")}
+        return self._no_truth | sample

@@ -1,23 +1,30 @@
-"""Oxford-IIIT Pet: photographs of dogs with trimaps (Parkhi et al., CVPR 2012; CC BY-SA 4.0)."""
+"""Oxford-IIIT Pet: photographs of dogs with trimaps (Parkhi et al., CVPR 2012; CC BY-SA 4.0).
 
+The data set has no keypoints. `oxford_pet_keypoints.json` has those of 199 of its dogs, marked by
+eye for this project: by name of the photograph, x and y of each keypoint that can be seen.
+"""
+
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from smal_model.joints import KEYPOINT_NAMES, NUM_KEYPOINTS
 from util.errors import InputError
 
-from .annotations import IMAGE_KEYS
+from .annotations import IMAGE_KEYS, read_joints
 from .images import open_image, read_bytes, to_grey
 from .labelled import LabelledImages
 from .masks import UNSURE, mask_box
 
 DOG = "2"  # the species in the lists
 ANIMAL, BACKGROUND, EDGE = 1, 2, 3  # in a trimap
+KEYPOINTS_FILE = Path(__file__).with_name("oxford_pet_keypoints.json")
 
 
 class OxfordPet(LabelledImages):
-    """The dogs of one split of `<data_dir>/oxford-iiit-pet`; masks, no keypoints.
+    """The dogs of one split of `<data_dir>/oxford-iiit-pet`; masks, and keypoints of a few.
 
     Laid out as by torchvision: `images/`, `annotations/trimaps/`, `annotations/trainval.txt`
     (opened as `train`) and `test.txt`. The box is that of the animal and its unsure edge, which
@@ -56,10 +63,25 @@ class OxfordPet(LabelledImages):
         with ThreadPoolExecutor() as pool:
             labels = list(pool.map(_read_label, trimaps))
         entries = [{"img_path": f"{n}.jpg"} | x for n, x in zip(names, labels, strict=True)]
+        marked = read_marked()
+        for name, entry in zip(names, entries, strict=True):
+            if name in marked:
+                entry["joints"] = marked[name]
         return entries, np.arange(len(entries))
 
-    def read_labels(self, entry: dict) -> tuple[np.ndarray, None]:
-        return read_trimap(entry["trimap"]), None
+    def read_labels(self, entry: dict) -> tuple[np.ndarray, np.ndarray | None]:
+        return read_trimap(entry["trimap"]), read_joints(entry) if "joints" in entry else None
+
+
+def read_marked() -> dict[str, np.ndarray]:
+    """Joints (20, 3) x, y, visible of the photographs in KEYPOINTS_FILE, by name."""
+    marked = {}
+    for name, places in json.loads(KEYPOINTS_FILE.read_text()).items():
+        joints = np.zeros((NUM_KEYPOINTS, 3))
+        for keypoint, place in places.items():
+            joints[KEYPOINT_NAMES.index(keypoint)] = [*place, 1]
+        marked[name] = joints
+    return marked
 
 
 def read_trimap(path: Path) -> np.ndarray:

@@ -25,7 +25,8 @@ from util.errors import InputError
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .fitting import REFINEMENT, fit_images
 from .loaders import make_loader
-from .options import select_device
+from .losses import TRUTH_TERMS
+from .options import loss_weights, select_device
 from .schedule import AveragedWeights, Schedule
 
 
@@ -72,6 +73,7 @@ def build_network(config: NetworkConfig, folder: Path, backbone: Backbone) -> Ne
         "shape_init": config.shape_init,
         "unity_mean": unity_betas(folder)[0] if config.shape_init == "unity" else None,
         "img_res": config.img_res,
+        "keypoint_maps": config.keypoint_maps,
     }
     if config.refiner is None:
         return CoarseModel(smal, **common)
@@ -125,6 +127,9 @@ def build_training_model(
     else:
         backbone = start_backbone(config, args.backbone_weights)
         model = build_network(config, param_dir(args), backbone)
+    if config.keypoint_maps is False and args.w_maps:
+        raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
+    model.freeze_backbone(args.freeze_backbone)
     if args.freeze_bn:
         model.freeze_batch_norm()
     elif args.sync_bn and distributed.world_size() > 1:
@@ -201,7 +206,11 @@ def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = Fa
     """Training and validation set; a line says where one is taken from the other."""
     common = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
     mix = None if validation_only else args.mix
-    changes = {} if validation_only else {"augment": not args.no_augment, "flip": args.flip}
+    changes: dict = {}
+    if not validation_only:
+        changes = {"augment": not args.no_augment, "flip": args.flip}
+        changes["strong"] = args.augment == "strong"
+        changes["ground_truth"] = loss_weights(args).needs_truth
     alone = validation_only or bool(mix)
     sets: Any = datasets.train_val(args.dataset, validation_only=alone, **common, **changes)
     if sets.held_out:
@@ -230,6 +239,9 @@ def build_test_set(args: argparse.Namespace, split: str, img_res: int, smal: SMA
 def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch.device) -> Loaders:
     """Loaders of the training images, shuffled and augmented, and of the validation images."""
     train, val, excluded, _ = open_sets(args, config.img_res)
+    if loss_weights(args).needs_truth and not train.has_ground_truth:
+        terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
+        raise InputError(f"{terms}: they need ground truth, and no training image has any")
     frozen = args.freeze_bn or (config.refiner is not None and args.freezecoarse)
     if not frozen and len(train) < 2:  # batch norm takes its statistics from each batch
         raise InputError(

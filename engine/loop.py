@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.strong import strong_change
 from util import distributed
 from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
@@ -59,7 +60,10 @@ class Step(nn.Module):
         self.model, self.criterion = model, criterion
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        return self.criterion(self.model(batch["image"]), batch)
+        images = batch["image"]
+        if "strong_draws" in batch:
+            images = strong_change(images, batch["strong_draws"])
+        return self.criterion(self.model(images), batch)
 
 
 @dataclass

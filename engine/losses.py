@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 import render
+from model.keypoint_maps import map_loss
 from model.outputs import Estimate, Prediction
 from smal_model import SMAL
+from smal_model.lbs import rodrigues
 from smal_model.mesh import SparseMap, adjacency
 from smal_model.priors import GaussianPrior, joint_limits
 from util import distributed
-from util.camera import CROP
+from util.camera import CROP, DISTANCE
 
 TVERSKY_EPS = 1e-5
+TRUTH_TERMS = ("verts", "pose", "betas", "camera", "verts_refine")
 Reduction = Callable[[torch.Tensor], torch.Tensor]  # over a tensor's entries
 
 
@@ -26,6 +29,9 @@ class LossWeights:
 
     kpts, betas_prior, pose_prior, pose_limit_prior, dice: of the coarse estimate.
     kpts_refine, dice_refine, arap: of the refined one.
+    maps: of the heat maps of the keypoints.
+    verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
+    verts_refine: of the refined one, likewise.
     alpha, beta: what false positives and false negatives count in a silhouette.
     """
 
@@ -37,6 +43,12 @@ class LossWeights:
     kpts_refine: float = 0.0
     dice_refine: float = 0.0
     arap: float = 0.0
+    maps: float = 0.0
+    verts: float = 0.0
+    pose: float = 0.0
+    betas: float = 0.0
+    camera: float = 0.0
+    verts_refine: float = 0.0
     alpha: float = 0.6
     beta: float = 0.4
 
@@ -44,6 +56,11 @@ class LossWeights:
     def terms(self) -> dict[str, float]:
         """The terms that count, by name."""
         return {k: w for k, w in asdict(self).items() if w and k not in ("alpha", "beta")}
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether a term takes ground truth."""
+        return any(self.terms.get(name) for name in TRUTH_TERMS)
 
 
 def _alone(sums: torch.Tensor) -> torch.Tensor:
@@ -115,6 +132,40 @@ def laplacian_loss(
     return mean(laplacian(refined - coarse.detach()).norm(dim=-1))
 
 
+def _mean_known(errors: torch.Tensor, known: torch.Tensor, total: Reduction) -> torch.Tensor:
+    """Mean of errors (B,) over the images that are known (B,), 0 where none is."""
+    sums = total(torch.stack([(errors * known).sum(), known.sum().to(errors.dtype)]))
+    return sums[0] / sums[1].clamp_min(1)
+
+
+def root_distance(estimate: Estimate, batch: dict) -> torch.Tensor:
+    """(B,) mean distance of vertices and ground truth, their roots in one place, body units."""
+    ours = estimate.verts - estimate.joints[:, :1]
+    theirs = batch["gt_verts"] - batch["gt_joints"][:, :1]
+    return (ours - theirs).norm(dim=-1).mean(1)
+
+
+def camera_distance(estimate: Estimate, batch: dict) -> torch.Tensor:
+    """(B,) how far the view is from the ground truth's.
+
+    Sum of the differences in place of the root (x, y, body units), log of the size in the image,
+    and log of the depth, which an image shows only by its perspective: a tenth of that.
+    """
+    root, true_root = estimate.joints[:, 0], batch["gt_joints"][:, 0]  # (B, 3)
+    depth = (DISTANCE + root[:, 2]).clamp_min(1).log()
+    true_depth = (DISTANCE + true_root[:, 2]).clamp_min(1).log()
+    zoom = (1 + estimate.scale[:, 0]).clamp_min(0.05).log() - depth
+    true_zoom = (1 + batch["gt_scale"][:, 0]).clamp_min(0.05).log() - true_depth
+    apart = (root - true_root)[:, :2].abs().sum(1)
+    return apart + (zoom - true_zoom).abs() + 0.1 * (depth - true_depth).abs()
+
+
+def rotation_distance(pose: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """(B,) mean squared difference of rotation matrices; pose (B, 3 J), rotations (B, J, 3, 3)."""
+    ours = rodrigues(pose.unflatten(1, (-1, 3)))
+    return (ours - rotations).pow(2).sum((2, 3)).mean(1)
+
+
 def mesh_laplacian(faces, num_verts: int) -> SparseMap:
     """Degree minus adjacency of faces (F, 3), unnormalised, as a map on (B, V, C)."""
     a = adjacency(faces, num_verts)
@@ -155,16 +206,27 @@ class Criterion(nn.Module):
         if weights.arap:
             self.laplacian = mesh_laplacian(smal.faces.cpu().numpy(), smal.num_verts)
 
-    def _silhouette(self, estimate: Estimate, batch: dict) -> torch.Tensor:
-        silhouette = render.soft_silhouette(estimate.plane, self.faces, CROP, backend=self.renderer)
-        counts = batch["mask_weight"]  # what is unsure or not labelled adds to no sum
-        silhouette, mask = silhouette * counts, batch["mask"] * counts
+    def _silhouette(self, estimate: Estimate, batch: dict, needed=None) -> torch.Tensor:
+        plane, counts, mask = estimate.plane, batch["mask_weight"], batch["mask"]
+        if needed is not None:
+            plane, counts, mask = plane[needed], counts[needed], mask[needed]
+        silhouette = render.soft_silhouette(plane, self.faces, CROP, backend=self.renderer)
+        silhouette, mask = silhouette * counts, mask * counts  # what is unsure adds to no sum
         alpha, beta = self.weights.alpha, self.weights.beta
         return tversky_loss(silhouette, mask, alpha, beta, distributed.total)
 
     def _keypoints(self, estimate: Estimate, batch: dict) -> torch.Tensor:
         labels, known = batch["keypoints"], batch["has_keypoints"]
         return keypoint_loss(estimate.keypoints_px, labels, known, distributed.total)
+
+    def _known(self, errors: torch.Tensor, batch: dict) -> torch.Tensor:
+        return _mean_known(errors, batch["has_truth"], distributed.total)
+
+    def _maps(self, out: Prediction, batch: dict) -> torch.Tensor:
+        assert out.keypoints is not None
+        sums = map_loss(out.keypoints.maps, batch["keypoints"], batch["has_keypoints"])
+        sums = distributed.total(sums)
+        return sums[0] / sums[1].clamp_min(1)
 
     def _shape(self, out: Prediction) -> torch.Tensor:
         values = out.betas
@@ -175,14 +237,22 @@ class Criterion(nn.Module):
     def forward(self, out: Prediction, batch: dict) -> dict[str, torch.Tensor]:
         """Weighted terms by name; their sum is the loss. batch: samples of a data set, collated."""
         coarse, refined, mean = out.coarse, out.finest, distributed.mean
+        # vertices that are known say more than their outline
+        masks_alone = ~batch["has_truth"] if self.weights.verts else None
         compute: dict[str, Callable] = {
             "kpts": lambda: self._keypoints(coarse, batch),
             "betas_prior": lambda: self._shape(out),
             "pose_prior": lambda: self.pose_prior(out.pose, mean),
             "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high, mean),
-            "dice": lambda: self._silhouette(coarse, batch),
+            "dice": lambda: self._silhouette(coarse, batch, masks_alone),
             "kpts_refine": lambda: self._keypoints(refined, batch),
             "dice_refine": lambda: self._silhouette(refined, batch),
             "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
+            "maps": lambda: self._maps(out, batch),
+            "verts": lambda: self._known(root_distance(coarse, batch), batch),
+            "pose": lambda: self._known(rotation_distance(out.pose, batch["gt_rotations"]), batch),
+            "betas": lambda: self._known((out.betas - batch["gt_betas"]).pow(2).mean(1), batch),
+            "camera": lambda: self._known(camera_distance(coarse, batch), batch),
+            "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.terms.items()}

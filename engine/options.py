@@ -2,12 +2,14 @@
 
 import argparse
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from datasets import DATASETS, SPLITS, parse_mix
 from model import BACKBONES, NetworkConfig, RefinerConfig
+from model.backbone import STRIDES
 from render import BACKENDS
 from smal_model.priors import FAMILIES
 from util import distributed
@@ -17,11 +19,15 @@ from .losses import LossWeights
 from .schedule import SCHEDULES
 
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
-WEIGHTS = ("w_kpts", "w_betas_prior", "w_pose_prior")
-WEIGHTS_REFINED = ("w_kpts_refine", "w_dice", "w_dice_refine", "w_pose_limit_prior", "w_arap")
+WEIGHTS = (
+    "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
+    "w_verts", "w_pose", "w_betas", "w_camera",
+)  # fmt: skip
+WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
-    "flip", "no_augment", "bf16", "freeze_bn", "sync_bn", "grad_clip", "schedule", "warmup", "ema",
+    "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
+    "grad_clip", "schedule", "warmup", "ema",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
@@ -135,6 +141,12 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
         "--shape_init", choices=FAMILIES, help=f"start of the betas (default: {default.shape_init})"
     )
     network(
+        "--keypoint_maps",
+        action="store_true",
+        default=None,
+        help="find keypoints as heat maps too, and correct the coarse estimate by them",
+    )
+    network(
         "--shape_family_id",
         type=int,
         help=f"SMAL family (default: {default.shape_family_id}, dogs)",
@@ -174,6 +186,18 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     )
     loss("--w_betas_prior", type=_number, default=default.betas_prior, help=f"shape prior {shown}")
     loss("--w_pose_prior", type=_number, default=default.pose_prior, help=f"pose prior {shown}")
+    weight: dict = {"type": _number, "default": 0.0}
+    loss("--w_pose_limit_prior", **weight, help=f"joint limits {shown}")
+    help_text = "silhouette of the coarse mesh; with --w_verts where there is no ground truth alone"
+    loss("--w_dice", **weight, help=f"{help_text} {shown}")
+    loss("--alpha", type=_number, default=default.alpha, help=f"of false positives {shown}")
+    loss("--beta", type=_number, default=default.beta, help=f"of false negatives {shown}")
+    loss("--w_maps", **weight, help=f"heat maps of the keypoints, with --keypoint_maps {shown}")
+    truth = "where an image has ground truth (synthetic)"
+    loss("--w_verts", **weight, help=f"vertices of the coarse mesh, {truth} {shown}")
+    loss("--w_pose", **weight, help=f"rotations of the joints, likewise {shown}")
+    loss("--w_betas", **weight, help=f"shape coefficients, likewise {shown}")
+    loss("--w_camera", **weight, help=f"place, size and depth, likewise {shown}")
     _priors(loss)
     add = parser.add_argument_group("training").add_argument
     add("--nEpochs", type=_positive, default=epochs, help=f"epochs in all {shown}")
@@ -219,6 +243,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     )
     add("--mix", type=_mix, metavar="NAME:WEIGHT,...", help=help_text)
     add("--no_augment", action="store_true", help="no random scale, rotation and colour")
+    help_text = f"strong: light, sharpness and covered parts change too {shown}"
+    add("--augment", choices=("published", "strong"), default="published", help=help_text)
+    help_text = f"how many of the backbone's four maps, finest first, do not learn {shown}"
+    add("--freeze_backbone", type=_count, default=0, metavar="N", help=help_text)
     help_text = f"start of a new backbone: imagenet, none, or a file {shown}"
     add("--backbone_weights", default="imagenet", help=help_text)
 
@@ -245,13 +273,10 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     weight: dict = {"type": _number, "default": 0.0}
     help_text = f"keypoints of the refined mesh {shown}"
     loss("--w_kpts_refine", type=_number, default=1.0, help=help_text)
-    loss("--w_dice", **weight, help=f"silhouette of the coarse mesh {shown}")
     loss("--w_dice_refine", **weight, help=f"silhouette of the refined mesh {shown}")
-    loss("--w_pose_limit_prior", **weight, help=f"joint limits {shown}")
     loss("--w_arap", **weight, help=f"Laplacian of the refined mesh {shown}")
-    default = LossWeights()
-    loss("--alpha", type=_number, default=default.alpha, help=f"of false positives {shown}")
-    loss("--beta", type=_number, default=default.beta, help=f"of false negatives {shown}")
+    help_text = "vertices of the refined mesh, where an image has ground truth"
+    loss("--w_verts_refine", **weight, help=f"{help_text} {shown}")
     add = parser.add_argument_group("stages").add_argument
     help_text = "weights to start from: of stage 1, or of both networks"
     add("--pretrained", type=Path, metavar="FILE", help=help_text)
@@ -318,6 +343,12 @@ def app_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def loss_weights(args: argparse.Namespace) -> LossWeights:
+    """The weights of the terms that a training script has options for."""
+    given = {name.removeprefix("w_"): value for name, value in vars(args).items()}
+    return LossWeights(**{f.name: given[f.name] for f in fields(LossWeights) if f.name in given})
+
+
 def check_training(args: argparse.Namespace, refined: bool) -> None:
     """Refuses options that contradict each other, before any work starts.
 
@@ -340,15 +371,19 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
         raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if args.no_augment and args.augment == "strong":
+        raise InputError("--augment strong and --no_augment contradict each other; give one")
+    if args.freeze_backbone > len(STRIDES):
+        raise InputError(f"--freeze_backbone {args.freeze_backbone}: a backbone has four maps")
     if args.grad_clip == 0:
         raise InputError("--grad_clip 0 leaves nothing to learn; give a number above 0")
     frozen = refined and args.freezecoarse
     if frozen and not (source or start):
         needed = "--freezecoarse needs --pretrained or --resume"
         raise InputError(f"{needed}: a coarse network with random weights would be frozen")
-    weights = WEIGHTS + WEIGHTS_REFINED if refined else WEIGHTS
+    weights: tuple[str, ...] = WEIGHTS + WEIGHTS_REFINED if refined else WEIGHTS
     if frozen:
-        weights = ("w_kpts_refine", "w_dice_refine", "w_arap")
+        weights = WEIGHTS_REFINED
     if not any(vars(args)[name] for name in weights):
         named = ", ".join("--" + name for name in weights)
         raise InputError(f"{named} are all 0: there is nothing to learn from")

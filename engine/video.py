@@ -59,7 +59,8 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
         refined = Estimate(fine.verts, fine.joints, scale)
     coarse = Estimate(body.verts, body.joints, scale)
     features = parts[0].features
-    return Prediction(coarse, trans, smooth_pose, betas, logscale, features, refined, del_v)
+    own = coarse, trans, smooth_pose, betas, logscale, features
+    return Prediction(*own, refined=refined, del_v=del_v)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

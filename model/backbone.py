@@ -29,6 +29,28 @@ class Backbone(nn.Module, ABC):
 
     channels: list[int]
     channels_last = False
+    frozen: list[nn.Module] = []
+
+    def freeze(self, maps: int) -> None:
+        """Stops what makes the first `maps` feature maps from learning, statistics included."""
+        if not maps:
+            return
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        training = self.training
+        last = self.eval()(torch.zeros(1, 3, 64, 64))[maps - 1].sum()
+        reached = torch.autograd.grad(last, parameters, allow_unused=True)
+        frozen = {n for n, gradient in zip(names, reached, strict=True) if gradient is not None}
+        modules = dict(self.named_modules())
+        self.frozen = [modules[owner] for owner in {n.rpartition(".")[0] for n in frozen}]
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.train(training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @abstractmethod
     def load(self, weights: dict[str, torch.Tensor]) -> None:

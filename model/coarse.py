@@ -9,12 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL
+from smal_model.joints import KEYPOINT_JOINTS, NUM_KEYPOINTS
+from util.camera import project
 from util.errors import InputError
 
 from .backbone import Backbone, build_backbone
+from .keypoint_maps import PER_KEYPOINT, KeypointMaps, Keypoints, regressor
 from .outputs import Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
+ROUNDS = 2  # corrections of the estimate by the heat maps
 NORM_GROUPS = 128  # or the largest divisor of it that divides the channels
 # 120 degrees about (-1, 1, 1): the animal faces the camera, upright.
 GLOBAL_ROTATION = (-1.20919958, 1.20919958, 1.20919958)
@@ -120,6 +124,7 @@ class CoarseModel(nn.Module):
         shape_init: `smal` starts the betas at the family's mean, `unity` at `unity_mean`.
         unity_mean: (26,) betas, then log-scales.
         img_res: side of the input image, pixels, 33 or more.
+        keypoint_maps: find the keypoints as heat maps too, and correct the estimate by them.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class CoarseModel(nn.Module):
         shape_init: str = "smal",
         unity_mean=None,
         img_res: int = 224,
+        keypoint_maps: bool = False,
     ):
         super().__init__()
         if shape_init not in ("smal", "unity"):
@@ -156,6 +162,14 @@ class CoarseModel(nn.Module):
         offset = torch.zeros(3 * smal.num_joints)
         offset[:3] = torch.tensor(GLOBAL_ROTATION)
         self.register_buffer("pose_offset", offset, persistent=False)
+        self.has_maps = keypoint_maps
+        if keypoint_maps:
+            self.keypoint_maps = KeypointMaps(backbone.channels)
+            seen = PER_KEYPOINT * NUM_KEYPOINTS
+            self.sizes = [1, 3, 3 * smal.num_joints, NUM_BETAS] + [NUM_LOGSCALES] * betas_scale
+            self.lift = regressor(seen, CODE)  # what the keypoints add to the code
+            inputs = seen + 2 * NUM_KEYPOINTS + CODE + sum(self.sizes)
+            self.correct = regressor(inputs, sum(self.sizes))
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +184,10 @@ class CoarseModel(nn.Module):
         """Normalises with the running statistics in training too, and leaves them as they are."""
         self.batch_norm_frozen = True
         self.train(self.training)
+
+    def freeze_backbone(self, maps: int) -> None:
+        """Stops what makes the backbone's first `maps` feature maps from learning."""
+        self.encoder.resnet_conv.freeze(maps)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -190,6 +208,10 @@ class CoarseModel(nn.Module):
             wanted = f"expected (B, {', '.join(map(str, expected))})"
             raise ValueError(f"image batch of shape {tuple(image.shape)}, {wanted}")
         z, flat, maps = self.encoder(image, self.bf16 and torch.is_grad_enabled())
+        keypoints = None
+        if self.has_maps:
+            keypoints = self.keypoint_maps(maps)
+            z = z + self.lift(keypoints.flat)
         heads = self.code_predictor
         scale = heads["scale_predictor"](z)  # (B, 1)
         trans = heads["trans_predictor"](z)  # (B, 3)
@@ -198,8 +220,29 @@ class CoarseModel(nn.Module):
         has_logscale = "betas_scale_predictor" in heads
         logscale = heads["betas_scale_predictor"](flat) if has_logscale else None  # (B, 6)
         body = self.smal(betas, pose, trans, betas_logscale=logscale)
+        if keypoints is not None:
+            values = scale, trans, pose, betas, logscale
+            for _ in range(ROUNDS):
+                values, body = self._corrected(values, body, keypoints, z)
+            scale, trans, pose, betas, logscale = values
         pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
-        return Prediction(
-            estimate, trans, pose, betas, logscale, ImageFeatures(tuple(maps), pooled)
-        )
+        features = ImageFeatures(tuple(maps), pooled)
+        return Prediction(estimate, trans, pose, betas, logscale, features, keypoints)
+
+    def _corrected(self, values, body, keypoints: Keypoints, z):
+        """The parameters moved by what their projection lacks from the heat maps, and their body.
+
+        Iterative error feedback (Carreira et al., CVPR 2016) in the image plane.
+        """
+        scale, trans, pose, betas, logscale = values
+        projected = project(body.joints[:, list(KEYPOINT_JOINTS)], scale)[..., :2]  # (B, 20, 2)
+        missing = 10 * keypoints.confidence[..., None] * (keypoints.xy - projected)
+        known = [value for value in values if value is not None]
+        inputs = [keypoints.flat, missing.detach().flatten(1), z, *known]
+        steps = self.correct(torch.cat(inputs, 1)).split(self.sizes, 1)
+        moved = [value + step for value, step in zip(known, steps, strict=True)]
+        scale, trans, pose, betas, *rest = moved
+        logscale = rest[0] if rest else None
+        body = self.smal(betas, pose, trans, betas_logscale=logscale)
+        return (scale, trans, pose, betas, logscale), body

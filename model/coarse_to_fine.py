@@ -24,7 +24,7 @@ class CoarseToFine(nn.Module):
         backbone: a name of model.backbone, or the module.
         backbone_weights: a state dict for the backbone, or None.
         local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; None: all levels.
-        betas_scale, shape_init, unity_mean, img_res: see CoarseModel.
+        betas_scale, shape_init, unity_mean, img_res, keypoint_maps: see CoarseModel.
 
     Raises:
         ValueError: body and hierarchy do not fit each other, or an argument is out of range.
@@ -44,6 +44,7 @@ class CoarseToFine(nn.Module):
         num_layers: int | None = None,
         unity_mean=None,
         img_res: int = 224,
+        keypoint_maps: bool = False,
     ):
         super().__init__()
         if hierarchy.sizes[0] != smal.num_verts:
@@ -52,7 +53,9 @@ class CoarseToFine(nn.Module):
                 f"{smal.num_verts}: take the two from the same data folder"
             )
         self.smal, self.hierarchy = smal, hierarchy
-        self.meshnet = CoarseModel(smal, backbone, betas_scale, shape_init, unity_mean, img_res)
+        self.meshnet = CoarseModel(
+            smal, backbone, betas_scale, shape_init, unity_mean, img_res, keypoint_maps
+        )
         if backbone_weights is not None:
             self.meshnet.encoder.resnet_conv.load(backbone_weights)
         channels = self.meshnet.feature_channels
@@ -70,6 +73,10 @@ class CoarseToFine(nn.Module):
         """Stops `meshnet` from learning, its batch-norm statistics included."""
         self.coarse_frozen = True
         self.meshnet.requires_grad_(False).eval()
+
+    def freeze_backbone(self, maps: int) -> None:
+        """See CoarseModel."""
+        self.meshnet.freeze_backbone(maps)
 
     def freeze_batch_norm(self) -> None:
         """See CoarseModel; the refiner has none."""

@@ -28,6 +28,7 @@ class NetworkConfig:
     betas_scale: predict limb log-scales too.
     shape_init: start of the betas, smal or unity.
     shape_family_id: SMAL's shape family; 1 is dogs.
+    keypoint_maps: find keypoints as heat maps too, and correct the coarse estimate by them.
     """
 
     backbone: str = "resnet50"
@@ -35,6 +36,7 @@ class NetworkConfig:
     betas_scale: bool = False
     shape_init: str = "smal"
     shape_family_id: int = 1
+    keypoint_maps: bool = False
     refiner: RefinerConfig | None = None
 
     def to_dict(self) -> dict:

@@ -8,6 +8,8 @@ import torch
 from smal_model.joints import KEYPOINT_JOINTS
 from util.camera import project, to_pixels
 
+from .keypoint_maps import Keypoints
+
 
 @dataclass
 class ImageFeatures:
@@ -64,6 +66,7 @@ class Prediction:
     betas: (B, 20). betas_logscale: (B, 6) or None.
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
     features: what the refiner sees of the image.
+    keypoints: the keypoints as heat maps, None where the network has none.
     """
 
     coarse: Estimate
@@ -72,6 +75,7 @@ class Prediction:
     betas: torch.Tensor
     betas_logscale: torch.Tensor | None
     features: ImageFeatures
+    keypoints: Keypoints | None = None
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None
     fitted: Estimate | None = None

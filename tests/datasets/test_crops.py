@@ -77,31 +77,37 @@ def test_joints_that_are_no_numbers_are_not_visible(small_set):
     assert keypoints[:, 2].sum() == 17 and keypoints.isfinite().all()
 
 
+def write_truth(path, number):
+    """The ground truth of an animal all of whose points lie in one place."""
+    arrays = {"verts": np.full((7, 3), number), "joints": np.full((41, 3), number)}
+    arrays |= {"pose": np.zeros(105), "betas": np.zeros(20), "scale": np.zeros(())}
+    np.savez(path, crop_square=np.array([0, 0, 100.0]), **arrays)
+
+
 def test_ground_truth_comes_with_the_sample(small_set):
     folder = small_set / "StanfordExtra_v12" / "Truth" / "breed"
     assert not build_dataset("stanford", small_set, "train", ground_truth=True).has_ground_truth
     folder.mkdir(parents=True)
     for i in range(3):
-        np.savez(folder / f"dog_{i}.npz", verts=np.full((7, 3), i), joints=np.full((41, 3), i))
+        write_truth(folder / f"dog_{i}.npz", i)
     with pytest.raises(
         InputError, match=r"dog_3\.npz and 0 more files of the ground truth are missing"
     ):
         build_dataset("stanford", small_set, "train", ground_truth=True)
-    np.savez(folder / "dog_3.npz", verts=np.zeros((7, 3)), joints=np.zeros((41, 3)))
-    batch = next(
-        iter(
-            DataLoader(
-                build_dataset("stanford", small_set, "train", ground_truth=True), batch_size=3
-            )
-        )
-    )
-    assert batch["gt_verts"].shape == (3, 7, 3) and batch["gt_joints"].shape == (3, 41, 3)
-    assert (
-        batch["gt_verts"][0].unique().tolist() == [2.0] and batch["gt_verts"].dtype == torch.float32
-    )
+    write_truth(folder / "dog_3.npz", 3)
+    opened = build_dataset("stanford", small_set, "train", ground_truth=True)
+    batch = next(iter(DataLoader(opened, batch_size=3)))
+    shapes = {k: tuple(v.shape[1:]) for k, v in batch.items() if k.startswith("gt_")}
+    assert shapes == {
+        "gt_verts": (7, 3),
+        "gt_joints": (41, 3),
+        "gt_rotations": (35, 3, 3),
+        "gt_betas": (20,),
+        "gt_scale": (1,),
+    }
+    assert batch["gt_verts"][0, :, 2].unique().tolist() == [2.0] and batch["has_truth"].all()
+    assert batch["gt_verts"].dtype == torch.float32
     assert "gt_verts" not in build_dataset("stanford", small_set, "train")[0]
-    with pytest.raises(ValueError, match="no augment or flip"):
-        build_dataset("stanford", small_set, "train", ground_truth=True, flip=True)
 
 
 def test_a_tenth_of_the_training_images_validates_where_there_is_no_split(tmp_path):

@@ -115,8 +115,7 @@ def test_oxford_pet_gives_masks_and_counts_the_edge_neither_way(shared):
     assert len(dataset) == 39 and dataset.excluded == 0
     for item in (0, 17):
         sample, entry = dataset[item], dataset.entries[dataset.indices[item]]
-        assert sample["has_mask"] and not sample["has_keypoints"]
-        assert sample["keypoints"].abs().sum() == 0
+        assert sample["has_mask"] and sample["has_keypoints"]
         trimap = cv2.imread(str(entry["trimap"]), cv2.IMREAD_UNCHANGED)
         unsure = make_crop(np.zeros((*trimap.shape, 3), np.uint8), entry["img_bbox"], trimap == 3)
         counts = sample["mask_weight"]
@@ -126,6 +125,39 @@ def test_oxford_pet_gives_masks_and_counts_the_edge_neither_way(shared):
         assert 0.05 < inner.mean() < 0.95 and ((inner == 0) | (inner == 1)).float().mean() > 0.999
         rows, cols = np.nonzero(trimap != 2)
         assert entry["img_bbox"] == (cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1)
+
+
+def test_the_keypoints_of_oxford_pet_lie_on_the_animal(shared):
+    on_animal, sides = [], []
+    for split in ("train", "test"):
+        dataset = build_dataset("oxford_pet", shared / "samples", split)
+        for sample in (dataset[i] for i in range(len(dataset))):
+            near = cv2.dilate(
+                sample["mask"].numpy() + 1 - sample["mask_weight"].numpy(), np.ones((15, 15))
+            )
+            seen = sample["keypoints"][sample["keypoints"][:, 2] > 0].numpy().astype(int)
+            rows, cols = seen[:, :2].clip(0, 223).T
+            on_animal += near[rows, cols].tolist()
+            left, right = sample["keypoints"][14], sample["keypoints"][15]  # bases of the ears
+            if left[2] and right[2]:
+                sides.append(float(left[1] > right[1]))
+    assert len(on_animal) > 1900 and np.mean(np.array(on_animal) > 0) > 0.98
+    assert np.mean(sides) > 0.9  # most look at the camera: their left is at the image's right
+
+
+def test_an_oxford_dog_without_marks_has_a_mask_alone(shared, tmp_path):
+    root, source = tmp_path / "oxford-iiit-pet", shared / "samples/oxford-iiit-pet"
+    (root / "annotations/trimaps").mkdir(parents=True)
+    (root / "images").mkdir()
+    marked = next((source / "annotations/trimaps").iterdir()).stem
+    for name in (marked, "stranger_1"):
+        shutil.copy(source / f"images/{marked}.jpg", root / f"images/{name}.jpg")
+        trimap = f"annotations/trimaps/{name}.png"
+        shutil.copy(source / f"annotations/trimaps/{marked}.png", root / trimap)
+    (root / "annotations/test.txt").write_text(f"{marked} 1 2 1\nstranger_1 1 2 1\n")
+    dataset = build_dataset("oxford_pet", tmp_path, "test")
+    assert [bool(dataset[i]["has_keypoints"]) for i in range(2)] == [True, False]
+    assert dataset[1]["keypoints"].abs().sum() == 0 and dataset[1]["has_mask"]
 
 
 def test_the_unsure_edge_turns_with_the_image():
@@ -153,7 +185,7 @@ def test_a_trimap_that_lies_is_listed(shared, tmp_path):
     trimaps[0].unlink()
     cv2.imwrite(str(trimaps[1]), np.full((50, 50), 2, np.uint8))
     cv2.imwrite(str(trimaps[2]), np.zeros((50, 50), np.uint8))
-    cv2.imwrite(str(trimaps[3]), np.ones((50, 50), np.uint8))
+    cv2.imwrite(str(trimaps[3]), np.ones((700, 700), np.uint8))
     trimaps[4].write_bytes(trimaps[4].read_bytes()[:200])
     dataset = build_dataset("oxford_pet", tmp_path, "test")
     assert dataset.names == names[5:] and dataset.excluded == 6
@@ -161,7 +193,7 @@ def test_a_trimap_that_lies_is_listed(shared, tmp_path):
         "is missing",
         "empty mask",
         "no trimap",
-        "the list says 50 x 50",
+        "the list says 700 x 700",
         "damaged",
         "missing",
     ]
@@ -204,6 +236,22 @@ def test_a_mixture_draws_by_weight_without_repeats_before_all_were_drawn(three):
             assert len(times) == size and np.ptp(times) <= 1
     fractions = np.bincount(np.concatenate(drawn)) / (30 * len(mixed))
     np.testing.assert_allclose(fractions, [0.2, 0.2, 0.6], atol=0.04)
+
+
+def test_a_mixture_tells_which_images_have_ground_truth(three):
+    from tests.datasets.test_crops import write_truth
+
+    folder = three / "synthetic/StanfordExtra_v12/Truth/breed"
+    folder.mkdir(parents=True)
+    for i in range(10):
+        write_truth(folder / f"dog_{i}.npz", i)
+    mixed = mixed_training_set(WEIGHTS, three, seed=3, ground_truth=True)
+    batch = next(iter(DataLoader(mixed, batch_size=len(mixed))))
+    known = torch.tensor(mixed.plan()[:, 0] == 2)
+    assert torch.equal(batch["has_truth"], known) and 0 < known.sum() < len(known)
+    assert batch["gt_verts"][~known].abs().sum() == 0
+    assert batch["gt_rotations"][known].abs().flatten(1).sum(1).min() > 1
+    assert "has_truth" not in mixed_training_set(WEIGHTS, three, seed=3)[0]
 
 
 def test_a_mixture_follows_seed_and_epoch_not_workers(three):

@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 
 from datasets.annotations import IMAGE_KEYS, find_problems, read_list, read_split
 from datasets.dog_pose import read_entries
+from datasets.ground_truth import read_ground_truth
 from datasets.images import read_image
-from datasets.labelled import read_ground_truth
 from datasets.masks import decode_mask
 from datasets.media import read_photograph
 from datasets.oxford_pet import read_trimap
@@ -137,14 +137,15 @@ def test_splits(path):
 
 def test_ground_truth(path):
     whole = io.BytesIO()
-    np.savez(whole, verts=np.zeros((9, 3)), joints=np.zeros((41, 3)))
+    arrays = {"verts": np.zeros((9, 3)), "joints": np.zeros((41, 3)), "pose": np.zeros(105)}
+    np.savez(whole, **arrays, betas=np.zeros(20), scale=np.zeros(()), crop_square=np.zeros(3))
 
     @fuzz
     @given(EDITS)
     def read(edits):
         path.write_bytes(damage(whole.getvalue(), edits))
         try:
-            assert read_ground_truth(path)["gt_verts"].shape[1] == 3
+            assert read_ground_truth(path)["verts"].shape[1] == 3
         except InputError as error:
             assert str(path) in str(error)
 

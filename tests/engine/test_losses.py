@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine import losses
+from model.outputs import Estimate
 from smal_model import SMAL, priors
 from smal_model.priors import GaussianPrior
 
@@ -126,3 +127,44 @@ def test_pose_prior_does_not_see_the_global_rotation():
 def test_wrong_length_is_named():
     with pytest.raises(ValueError, match="9 numbers"):
         GaussianPrior(np.zeros(9), np.eye(9))(torch.zeros(2, 8))
+
+
+def _two_estimates():
+    torch.manual_seed(0)
+    verts, joints = torch.randn(2, 9, 3), torch.randn(2, 41, 3)
+    truth = {"gt_verts": verts, "gt_joints": joints, "gt_scale": torch.tensor([[0.5], [-0.2]])}
+    return Estimate(verts, joints, truth["gt_scale"]), truth
+
+
+def test_ground_truth_terms_are_zero_at_the_truth_and_closed_forms_beside_it():
+    same, truth = _two_estimates()
+    assert losses.root_distance(same, truth).tolist() == [0, 0]
+    assert losses.camera_distance(same, truth).abs().max() < 1e-6
+    shift = torch.tensor([0.3, -0.4, 2.0])
+    moved = Estimate(same.verts + shift, same.joints + shift, same.scale)
+    assert losses.root_distance(moved, truth).abs().max() < 1e-6  # the roots in one place
+    depth = 20 + truth["gt_joints"][:, 0, 2]
+    ratio = ((depth + 2) / depth).log()
+    assert torch.allclose(losses.camera_distance(moved, truth), 0.7 + 1.1 * ratio, atol=1e-6)
+    stretched = Estimate(same.verts * 1, same.joints, same.scale)
+    stretched.verts[1, 4] += torch.tensor([3.0, 0, 4.0])
+    assert losses.root_distance(stretched, truth).tolist() == pytest.approx([0, 5 / 9])
+
+
+def test_distance_of_rotations():
+    angle = torch.tensor(0.3)
+    pose = torch.zeros(1, 6)
+    pose[0, 5] = angle
+    eye = torch.eye(3).expand(1, 2, 3, 3)
+    wanted = 4 * (1 - angle.cos()) / 2  # |R - 1|^2 = 4 (1 - cos), over two joints
+    assert losses.rotation_distance(pose, eye).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_terms_of_ground_truth_count_the_images_that_have_it():
+    errors = torch.tensor([1.0, 5.0, 100.0])
+    known = torch.tensor([True, True, False])
+    assert losses._mean_known(errors, known, lambda sums: sums).item() == 3
+    assert losses._mean_known(errors, ~known | known, lambda sums: sums).item() == pytest.approx(
+        106 / 3
+    )
+    assert losses._mean_known(errors, torch.zeros(3, dtype=torch.bool), lambda s: s).item() == 0

@@ -112,3 +112,26 @@ def test_a_timm_model_without_the_four_strides_is_refused():
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="expected 4, 8, 16 and 32"):
         build_backbone("timm:vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_frozen_maps_stay_and_the_others_learn(name):
+    if name != "resnet18":
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    backbone = build_backbone(name)
+    backbone.freeze(2)
+    images = torch.randn(4, 3, 64, 64)
+    before = [m.detach() for m in backbone.train()(images)]
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    sum(m.mean() for m in backbone(images)).backward()
+    optimizer.step()
+    after = backbone(images)
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    assert not after[1].requires_grad and after[2].requires_grad
+    assert (before[2] - after[2]).abs().max() > 0 and (before[3] - after[3]).abs().max() > 0
+    count = sum(p.numel() for p in parameters)
+    backbone = build_backbone(name)
+    backbone.freeze(0)
+    assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) > count

@@ -1,0 +1,130 @@
+"""The ground truth of a synthetic image, and how it follows the changes made to its crop."""
+
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from smal_model.body_files import load_body
+from util.camera import CROP, DISTANCE, FOCAL
+from util.errors import InputError
+
+from .annotations import DAMAGED_ARRAY
+from .transforms import Augmentation
+
+MOST_BYTES = 2**26  # of an array
+# What zipfile raises on a damaged archive (RuntimeError: encrypted, or of a later version).
+DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+SHAPES = {  # of the arrays in a file; None: of the body
+    "verts": (None, 3),
+    "joints": (None, 3),
+    "pose": (None,),
+    "betas": (None,),
+    "scale": (),
+    "crop_square": (3,),
+}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """What changes places when a body is mirrored: vertices (V,), joints (J + 6,) and (J,)."""
+
+    verts: np.ndarray
+    all_joints: np.ndarray
+    joints: np.ndarray
+
+    @classmethod
+    def of_body(cls, folder: Path) -> "Mirror":
+        """Of the body in a folder."""
+        body = load_body(folder)
+        joints = body.J_regressor @ body.template  # (J, 3)
+        mirrored = joints * [1, -1, 1]
+        nearest = np.linalg.norm(mirrored[:, None] - joints, axis=-1).argmin(1)  # (J,)
+        places = {int(v): k for k, v in enumerate(body.landmarks)}
+        landmarks = [places[int(body.symmetry[v])] for v in body.landmarks]
+        more = len(joints) + np.array(landmarks)
+        return cls(body.symmetry, np.concatenate([nearest, more]), nearest)
+
+
+def read_ground_truth(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by their names in SHAPES, float32.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for key, shape in SHAPES.items():
+                member = archive.getinfo(f"{key}.npy")
+                if member.file_size > MOST_BYTES:
+                    raise InputError(f"{path} holds too large an array: make the data set again")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("unknown compression")
+                with archive.open(f"{key}.npy") as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                fits = array.ndim == len(shape) and all(
+                    n in (None, m) for n, m in zip(shape, array.shape, strict=True)
+                )
+                if not fits or array.dtype.kind not in "fiu":
+                    wanted = str(shape).replace("None", "N")
+                    raise InputError(
+                        f"{path} holds no {wanted} array {key}: make the data set again"
+                    )
+                out[key] = array.astype(np.float32)
+    except InputError:
+        raise
+    except (*DAMAGED_ARRAY, *DAMAGED_ZIP) as error:
+        raise InputError(f"{path} is not readable ({error}): make the data set again") from error
+    return out
+
+
+def in_crop(
+    truth: dict[str, np.ndarray], center, side: float, change: Augmentation, mirror: Mirror | None
+) -> dict[str, torch.Tensor]:
+    """The ground truth as the camera of a crop sees it, under the sample's names.
+
+    A crop about another point than the optical axis is taken as a shift of the body, which is exact
+    at the depth of its root.
+
+    Args:
+        truth: of `read_ground_truth`.
+        center: (2,) x, y of the crop's centre in the photograph.
+        side: of the crop, pixels of the photograph, with the scale of `change` in it.
+        change: turns and mirrors the crop.
+        mirror: of the body; needed where `change` mirrors.
+    """
+    left, top, square = truth["crop_square"]
+    zoom = square / side
+    focal = FOCAL * (1 + truth["scale"]) * zoom  # pixels of the crop
+    offset = np.array([left + square / 2 - center[0], center[1] - (top + square / 2)])
+    root = truth["joints"][0]
+    shift = np.zeros(3, np.float32)
+    shift[:2] = offset * (CROP / side) * (DISTANCE + root[2]) / focal
+    verts, joints, pose = truth["verts"] + shift, truth["joints"] + shift, truth["pose"]
+    turn = Rotation.from_euler("z", -change.angle, degrees=True).as_matrix()
+    rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix()  # (J, 3, 3)
+    rotations[0] = turn @ rotations[0]
+    verts, joints = verts @ turn.T, joints @ turn.T
+    if change.flip:
+        assert mirror is not None
+        camera, body = np.diag([-1.0, 1, 1]), np.diag([1.0, -1, 1])
+        verts, joints = verts[mirror.verts] @ camera, joints[mirror.all_joints] @ camera
+        rotations = np.concatenate(
+            [camera @ rotations[:1] @ body, body @ rotations[mirror.joints[1:]] @ body]
+        )
+    values = {
+        "verts": verts,
+        "joints": joints,
+        "rotations": rotations,
+        "betas": truth["betas"],
+        "scale": np.reshape(focal / FOCAL - 1, 1),
+    }
+    return {
+        f"gt_{k}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in values.items()
+    }

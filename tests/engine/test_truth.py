@@ -1,0 +1,69 @@
+"""Training from ground truth, heat maps and frozen maps: from command to checkpoint."""
+
+import pytest
+import torch
+
+import eval as eval_script
+import main
+import main_meshgraph
+from tests.commands import SMALL, fails
+from tests.engine.few import read_content
+
+TRUTH = "--w_maps 30 --w_verts 60 --w_pose 10 --w_betas 0.5 --w_camera 20 --w_dice 10".split()
+WITH = ["--keypoint_maps", "--augment", "strong", "--flip", "--freeze_backbone", "2", *TRUTH]
+
+
+@pytest.fixture(scope="module")
+def stage1(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("truth") / "stage1"
+    run = ["--data_dir", str(data), "--batch_size", "8", "--output_dir", str(folder)]
+    main.main([*run, *SMALL, *WITH, "--nEpochs", "2"])
+    return run, folder
+
+
+def test_terms_are_logged_and_resuming_is_exact(stage1, data, tmp_path):
+    run, folder = stage1
+    line = (folder / "log.txt").read_text().splitlines()[-1]
+    for term in ("maps", "verts", "pose", "betas", "camera", "dice"):
+        assert f"  {term} " in line
+    content = read_content(folder / "checkpoint.pth.tar")
+    assert content["options"]["keypoint_maps"] is True
+    half = [*run[:-1], str(tmp_path)]
+    main.main([*half, *SMALL, *WITH, "--nEpochs", "1"])
+    main.main([*half, *SMALL[6:], *WITH[1:], "--nEpochs", "2", "--resume", "auto"])
+    again = read_content(tmp_path / "checkpoint.pth.tar")
+    for name, value in content["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][name]), name
+
+
+def test_the_frozen_maps_are_as_they_were(stage1, data, tmp_path):
+    run, folder = stage1
+    trained = read_content(folder / "checkpoint.pth.tar")["state_dict"]
+    torch.manual_seed(0)
+    main.main([*run[:-1], str(tmp_path), *SMALL, *WITH, "--nEpochs", "1"])
+    other = read_content(tmp_path / "checkpoint.pth.tar")["state_dict"]
+    names = [k for k in trained if k.endswith("weight")]
+    frozen = [k for k in names if ".resnet.layer1." in k or ".resnet.layer2." in k]
+    assert frozen and all(torch.equal(trained[k], other[k]) for k in frozen)
+    learning = [k for k in names if ".resnet.layer3." in k]
+    assert learning and not any(torch.equal(trained[k], other[k]) for k in learning)
+
+
+def test_the_refiner_learns_from_ground_truth_too(stage1, tmp_path):
+    run, folder = stage1
+    run = [*run[:-1], str(tmp_path), *SMALL[6:]]
+    start = ["--pretrained", str(folder / "checkpoint.pth.tar"), "--num_channels", "16"]
+    stage2 = ["--local_feat", "--freezecoarse", "--w_verts_refine", "60", "--w_kpts_refine", "0"]
+    main_meshgraph.main([*run, *start, *stage2, "--nEpochs", "1"])
+    assert "verts_refine" in (tmp_path / "log.txt").read_text()
+    eval_script.main([*run, "--resume", str(tmp_path / "checkpoint.pth.tar"), "--local_feat"])
+    assert "pa_mpvpe_refined" in (tmp_path / "stanford_report.json").read_text()
+
+
+def test_contradictions_are_refused(data, shared, tmp_path, capsys):
+    run = ["main.py", "--data_dir", str(data), "--output_dir", str(tmp_path), *SMALL]
+    fails(capsys, [*run, "--w_maps", "1"], "--w_maps", "--keypoint_maps")
+    fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
+    fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
+    photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]
+    fails(capsys, [*photographs, *SMALL, "--w_verts", "1"], "need ground truth")
