@@ -1,6 +1,6 @@
 """Meshes of the animals in photographs, folders of them, or videos.
 
-python demo.py photographs/ --checkpoint logs/stage3/checkpoint.pth.tar --output_dir logs/meshes
+python demo.py photographs/ --output_dir logs/meshes
 python demo.py dog.jpg --checkpoint logs/stage3/checkpoint.pth.tar --detector none --turntable
 """
 
@@ -23,11 +23,12 @@ from datasets.media import (
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, find_animals, open_detector
-from engine.options import demo_parser
+from engine.options import PRETRAINED, demo_parser
 from engine.predict import Predictor, Task, sample_of
 from engine.video import follow, smooth_prediction
 from report.gallery import Gallery
 from synthetic.body import write_body
+from synthetic.presets import PRESETS
 from util.errors import InputError, run_cli
 
 
@@ -132,14 +133,18 @@ def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, dete
 
 
 def body_folder(args) -> Path:
-    """The folder of the body: --param_dir or --data_dir, else the embedded one, made here."""
+    """The folder of the body: --param_dir or --data_dir, else the embedded one, made here.
+
+    The network that comes with the program is of the embedded body, whatever these hold.
+    """
     folder = build.param_dir(args)
-    if (folder / "smal").is_dir():
+    if args.checkpoint != PRETRAINED and (folder / "smal").is_dir():
         return folder
     own = args.output_dir / "body"
     if not (own / "smal").is_dir():
-        print(f"{folder} holds no body: the embedded one is made in {own}.")
-        write_body(own)
+        if args.checkpoint != PRETRAINED:
+            print(f"{folder} holds no body: the embedded one is made in {own}.")
+        write_body(own, *PRESETS["wide"].priors())
     return own
 
 

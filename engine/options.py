@@ -31,6 +31,8 @@ STEERING = (
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
+# The network that comes with the program: of the embedded body.
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "dogs.pth.tar"
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -304,7 +306,8 @@ def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
     """A parser with the options of demo.py and app.py."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     shown, add = "(default: %(default)s)", parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of any stage")
+    help_text = "of any stage (default: pretrained/dogs.pth.tar, with the embedded body)"
+    add("--checkpoint", type=Path, default=PRETRAINED, metavar="FILE", help=help_text)
     help_text = f"folder of the results {shown}"
     add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
     add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
