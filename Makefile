@@ -1,20 +1,22 @@
-# make demo   everything on synthetic dogs: environment, data, three stages, evaluation
+# make demo   the network that comes with the program on photographs (PHOTOS=folder) or on synthetic
+#             dogs; then all of it anew: environment, data, three stages, evaluation; a page of each
 # make test   environment, lint, types, import contracts and tests
 # make clean-demo   removes what `make demo` made
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 DATA := data/synthetic
+WIDE := data/wide
 OUT := logs/demo
-COMMON := --data_dir $(DATA) --num_works 0
-LEARN := $(COMMON) --no_augment --flip --bf16 --w_pose_prior 5
-STAGE1 := $(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 64 --output_dir $(OUT)/stage1
+COMMON := --data_dir $(DATA) --num_works 1
+LEARN := $(COMMON) --no_augment --flip --w_pose_prior 5 --schedule cosine --nEpochs 1000
 REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 10 --w_dice_refine 4500 --alpha 0.5 --beta 0.5 --w_arap 3500
 
 .PHONY: demo test clean-demo
 
-demo: $(OUT)/results/.done
-	@echo "Look at $(OUT)/results: stanford_report.txt, and a strip of images for each dog (.png)."
+demo: $(OUT)/first/.done $(OUT)/results/.done
+	@echo "The network that comes with the program: open $(OUT)/first/index.html."
+	@echo "The three stages trained here: open $(OUT)/results/index.html."
 	@echo "Training curves and images: $(VENV)/bin/tensorboard --logdir $(OUT)"
 
 test: $(VENV)/.tests-installed
@@ -25,7 +27,7 @@ test: $(VENV)/.tests-installed
 	$(PYTHON) -m pytest
 
 clean-demo:
-	rm -rf $(DATA) $(OUT)
+	rm -rf $(DATA) $(WIDE) $(OUT)
 
 $(VENV)/.installed: requirements.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -40,20 +42,28 @@ $(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
 $(DATA)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m synthetic --data_dir $(DATA)
 
-# Adam keeps its learning rate, so each phase resumes the one before with a lower one.
+$(WIDE)/synthetic.json: | $(VENV)/.installed
+	$(PYTHON) -m synthetic --data_dir $(WIDE) --preset wide --num_images 400 --seed 1000
+
+# PHOTOS=folder: your own photographs, without annotations.
+$(OUT)/first/.done: $(if $(PHOTOS),$(VENV)/.installed,$(WIDE)/synthetic.json)
+	$(if $(PHOTOS),$(PYTHON) demo.py $(PHOTOS) --output_dir $(OUT)/first,\
+	$(PYTHON) eval.py --data_dir $(WIDE) --num_works 1 --resume pretrained/dogs.pth.tar --local_feat --save_results --output_dir $(OUT)/first)
+	touch $@
+
+# Each stage ends in time on any machine, its learning rate falling to 0.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(STAGE1) --nEpochs 8 --lr 7e-4 --backbone resnet18 --img_res 64 --backbone_weights none
-	$(STAGE1) --nEpochs 12 --lr 2e-4 --resume $(OUT)/stage1/checkpoint.pth.tar
-	$(STAGE1) --nEpochs 14 --lr 5e-5 --resume $(OUT)/stage1/checkpoint.pth.tar
+	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 32 --lr 7e-4 --warmup 100 --max_minutes 6.5 \
+		--backbone efficientnet_lite0 --img_res 128 --keypoint_maps --w_maps 300 --freeze_backbone 1 --output_dir $(OUT)/stage1
 	touch $@
 
 $(OUT)/stage2/.done: $(OUT)/stage1/.done
-	$(REFINE) --batch_size 8 --nEpochs 1 --lr 1.5e-3 --freezecoarse --num_channels 64 --num_downsampling 2 \
+	$(REFINE) --batch_size 8 --lr 1.5e-3 --max_minutes 2 --freezecoarse --num_channels 64 --num_downsampling 2 \
 		--pretrained $(OUT)/stage1/checkpoint.pth.tar --output_dir $(OUT)/stage2
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(REFINE) --batch_size 32 --nEpochs 1 --lr 1e-5 --w_pose_limit_prior 5000 --w_betas_prior 2000 \
+	$(REFINE) --batch_size 16 --lr 1e-5 --max_minutes 1 --w_pose_limit_prior 5000 --w_betas_prior 2000 \
 		--resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 

@@ -15,10 +15,12 @@ from util.errors import InputError
 
 from .backbone import Backbone, build_backbone
 from .keypoint_maps import PER_KEYPOINT, KeypointMaps, Keypoints, regressor
+from .keypoint_solve import KeypointSolve
 from .outputs import Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
-ROUNDS = 2  # corrections of the estimate by the heat maps
+ROUNDS = 2  # corrections of the estimate by the heat maps, learned ones
+STEPS = 3  # and steps to the most likely body
 NORM_GROUPS = 128  # or the largest divisor of it that divides the channels
 # 120 degrees about (-1, 1, 1): the animal faces the camera, upright.
 GLOBAL_ROTATION = (-1.20919958, 1.20919958, 1.20919958)
@@ -170,6 +172,7 @@ class CoarseModel(nn.Module):
             self.lift = regressor(seen, CODE)  # what the keypoints add to the code
             inputs = seen + 2 * NUM_KEYPOINTS + CODE + sum(self.sizes)
             self.correct = regressor(inputs, sum(self.sizes))
+            self.solve = KeypointSolve(smal)
 
     @property
     def device(self) -> torch.device:
@@ -225,6 +228,11 @@ class CoarseModel(nn.Module):
             for _ in range(ROUNDS):
                 values, body = self._corrected(values, body, keypoints, z)
             scale, trans, pose, betas, logscale = values
+            for _ in range(STEPS):
+                scale, trans, pose, betas = self.solve(
+                    scale, trans, pose, betas, body.joints, keypoints
+                )
+                body = self.smal(betas, pose, trans, betas_logscale=logscale)
         pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
         features = ImageFeatures(tuple(maps), pooled)

@@ -20,11 +20,13 @@ class Keypoints(NamedTuple):
     maps: (B, 20, H, W) logits; a softmax over places makes each a distribution.
     xy: (B, 20, 2) its mean, x right, y up, in [-1, 1] inside the crop (util.camera).
     confidence: (B, 20) in (0, 1], 1 where the distribution is one place.
+    variance: (B, 20) of it, mean of both axes.
     """
 
     maps: torch.Tensor
     xy: torch.Tensor
     confidence: torch.Tensor
+    variance: torch.Tensor
 
     @property
     def flat(self) -> torch.Tensor:
@@ -75,8 +77,10 @@ class KeypointMaps(nn.Module):
             x = mix(y if x is None else y + F.interpolate(x, y.shape[2:]))  # (B, WIDTH, H, W)
         maps = self.maps(x).float()  # (B, 20, H, W), stride 8
         places = maps.flatten(2).softmax(-1)  # (B, 20, H W)
-        xy = places @ cell_centres(maps.shape[2], maps.shape[3], maps)
-        return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt())
+        centres = cell_centres(maps.shape[2], maps.shape[3], maps)
+        xy = places @ centres
+        variance = (places @ centres.pow(2) - xy.pow(2)).mean(-1).clamp_min(1e-4)
+        return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance)
 
 
 def map_loss(maps: torch.Tensor, labels: torch.Tensor, has_label: torch.Tensor) -> torch.Tensor:
