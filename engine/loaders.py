@@ -74,6 +74,7 @@ def _start_worker(_):
 
 
 _killed: list[int] = []  # workers that were stopped for too long
+_blocks: list[str] = []  # of `explained_faults` that are open: outside them no worker is killed
 
 
 def _stopped(pid: int) -> bool:
@@ -88,7 +89,7 @@ def _kill_stopped(pids: tuple[int, ...]) -> None:
         time.sleep(1)
         for pid in list(seconds):
             try:
-                seconds[pid] = seconds[pid] + 1 if _stopped(pid) else 0
+                seconds[pid] = seconds[pid] + 1 if _stopped(pid) and _blocks else 0
             except ChildProcessError:
                 del seconds[pid]
                 continue
@@ -163,6 +164,7 @@ def make_loader(
 def explained_faults() -> Iterator[None]:
     """Turns what data-loader workers end with into an InputError; faults of ours pass."""
     _killed.clear()
+    _blocks.append("open")
     try:
         yield
     except InputError as error:  # torch puts the worker's traceback before it
@@ -182,6 +184,8 @@ def explained_faults() -> Iterator[None]:
             raise InputError(f"{found} for a disk; see to that, then resume") from error
         advice = "where memory ran out, take fewer workers or smaller batches, then resume"
         raise InputError(f"a data-loader worker ended ({reason}); {advice}") from error
+    finally:
+        _blocks.pop()
 
 
 def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:

@@ -229,8 +229,10 @@ def test_workers_that_are_stopped_at_the_end_do_not_keep_the_run(data, tmp_path,
         real(*args, **options)
         _signal_workers(signal.SIGSTOP)(None)
         signal.alarm(30)
+        time.sleep(4)
 
     monkeypatch.setattr(main, "fit", fit)
+    monkeypatch.setattr(loaders, "STOPPED", 2)
     status, said = train_apart(data, tmp_path / "run", "--num_works", "2")
     assert status == 0 and "ignored" not in said, said
     assert "epoch 2/2" in (tmp_path / "run" / "log.txt").read_text()
