@@ -283,8 +283,14 @@ def find_problems(
         silent = len(indices) <= MANY
         found = list(tqdm(results, "checking images", len(indices), leave=False, disable=silent))
     seen: set[int] = set()
+    usable: dict[str, list[int]] = {}  # entries by their image
     for i, index in enumerate(indices):
         if index in seen:
             found[i] = "named twice in the split"
+        elif not found[i]:
+            others = usable.setdefault(entries[index]["img_path"], [])
+            same = [k for k in others if repr(entries[k]) == repr(entries[index])]
+            others.append(index)
+            found[i] = f"the same as entry {same[0]}" if same else None
         seen.add(index)
     return found

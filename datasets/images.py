@@ -91,17 +91,17 @@ def read_image(path: Path, sha256: str | None = None) -> np.ndarray:
     data = read_bytes(path, sha256)
     image = open_image(data, path)
     with one_if_large(image.width * image.height):
-        if image.format == "JPEG" and simplejpeg is not None and image.mode != "CMYK":
-            try:
-                return simplejpeg.decode_jpeg(data, "RGB")
-            except ValueError as error:
-                if not any(text in str(error) for text in HARMLESS):
-                    raise InputError(f"{path} is damaged ({error})") from error
-        return decode(image, path)
+        return decode(image, path, data)
 
 
-def decode(image: Image.Image, path: Path) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an opened image."""
+def decode(image: Image.Image, path: Path, data: bytes = b"") -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of an opened image; `data`, its file: to name damage of a JPEG."""
+    if data and image.format == "JPEG" and simplejpeg is not None and image.mode != "CMYK":
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError as error:
+            if not any(text in str(error) for text in HARMLESS):
+                raise InputError(f"{path} is damaged ({error})") from error
     try:
         image.load()
         if image.mode.startswith("I"):  # 16 bits

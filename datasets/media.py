@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from util.errors import InputError
 
@@ -30,6 +30,7 @@ from .images import (
 from .masks import mask_box
 
 HEIF_SUFFIXES = {".heic", ".heif"}
+ORIENTATION = ExifTags.Base.Orientation
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}
 MASK_ENDING = "_mask.png"
 
@@ -58,11 +59,15 @@ def read_photograph(path: str | Path, name: str | None = None) -> Photograph:
         InputError: names the file where it is missing, too large or damaged, or its mask is.
     """
     path = Path(path)
-    header = open_image(read_bytes(path), path, _formats(path))
+    data = read_bytes(path)
+    header = open_image(data, path, _formats(path))
     with one_if_large(header.width * header.height):
+        jpeg = header.format == "JPEG"
+        opened: Image.Image = Image.fromarray(decode(header, path, data)) if jpeg else header
         try:
-            header.load()
-            opened = ImageOps.exif_transpose(header)
+            if jpeg:
+                opened.getexif()[ORIENTATION] = header.getexif().get(ORIENTATION, 1)
+            opened = ImageOps.exif_transpose(opened)
         except DAMAGED as error:
             raise InputError(f"{path} is damaged or truncated ({error})") from error
         if opened.has_transparency_data:

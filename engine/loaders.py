@@ -1,10 +1,13 @@
 """Batches: their order, the loader, the way to the device."""
 
 import ctypes
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cv2
@@ -16,7 +19,8 @@ from tqdm import tqdm
 from util import distributed
 from util.errors import InputError
 
-TIMEOUT = 50  # seconds without a batch after which a worker counts as stopped
+TIMEOUT = 50  # seconds without a batch after which the run ends
+STOPPED = 30  # seconds after which a stopped worker is killed
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
@@ -69,6 +73,51 @@ def _start_worker(_):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_killed: list[int] = []  # workers that were stopped for too long
+_blocks: list[str] = []  # of `explained_faults` that are open: outside them no worker is killed
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a child is stopped; ChildProcessError where it has ended."""
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _kill_stopped(pids: tuple[int, ...]) -> None:
+    """Kills workers that are stopped for too long, until all have ended."""
+    seconds = dict.fromkeys(pids, 0)  # counted, not timed: this process may be stopped with them
+    while seconds:
+        time.sleep(1)
+        for pid in list(seconds):
+            try:
+                seconds[pid] = seconds[pid] + 1 if _stopped(pid) and _blocks else 0
+            except ChildProcessError:
+                del seconds[pid]
+                continue
+            if seconds[pid] >= STOPPED:
+                _killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+
+class _Loader(DataLoader):
+    """Kills workers that are stopped: while they hold a batch, torch waits without a limit."""
+
+    workers: tuple[int, ...] = ()
+
+    def _get_iterator(self):
+        iterator: Any = super()._get_iterator()
+        if self.num_workers and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            self.workers = tuple(worker.pid for worker in iterator._workers)
+            threading.Thread(target=_kill_stopped, args=(self.workers,), daemon=True).start()
+        return iterator
+
+    def __del__(self):
+        """Lets stopped workers run, so that they end when asked to."""
+        for pid in self.workers:
+            with suppress(ChildProcessError):
+                if _stopped(pid):
+                    os.kill(pid, signal.SIGCONT)
+
+
 def make_loader(
     dataset,
     batch_size: int,
@@ -98,7 +147,7 @@ def make_loader(
         positions = range(len(dataset))
         whole = [positions[i : i + batch_size] for i in positions[::batch_size]]
         batches = distributed.interleaved(whole)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -114,21 +163,29 @@ def make_loader(
 @contextmanager
 def explained_faults() -> Iterator[None]:
     """Turns what data-loader workers end with into an InputError; faults of ours pass."""
+    _killed.clear()
+    _blocks.append("open")
     try:
         yield
     except InputError as error:  # torch puts the worker's traceback before it
         if not str(error).startswith("Caught InputError in DataLoader worker"):
             raise
         raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
-    except RuntimeError as error:
-        reason = str(error).strip().removesuffix(".")
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        reason = str(error).strip().removesuffix(".") or type(error).__name__
+        ours = not reason.startswith(("DataLoader timed out", "DataLoader worker", "Pin memory"))
+        if ours and isinstance(error, RuntimeError):  # others come of a worker that ends in a batch
+            raise
+        if _killed:
+            found = f"a data-loader worker (process {_killed[0]}) was stopped for {STOPPED} s"
+            raise InputError(f"{found} and killed; let them run, then resume") from error
         if reason.startswith("DataLoader timed out"):
             found = f"no data-loader worker gave a batch for {TIMEOUT} s: it is stopped, or waits"
             raise InputError(f"{found} for a disk; see to that, then resume") from error
-        if not reason.startswith(("DataLoader worker", "Pin memory thread")):
-            raise
         advice = "where memory ran out, take fewer workers or smaller batches, then resume"
         raise InputError(f"a data-loader worker ended ({reason}); {advice}") from error
+    finally:
+        _blocks.pop()
 
 
 def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:

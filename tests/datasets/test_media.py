@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import MOST_PIXELS
+from datasets.images import MOST_PIXELS, read_image
 from datasets.media import find_media, read_media, read_photograph, read_video
 from util.errors import InputError
 
@@ -44,6 +44,23 @@ def test_the_orientation_tag_is_followed(tmp_path, picture, tag, left):
     image = read_photograph(tmp_path / "dog.jpg").image
     assert image.shape == ((48, 64, 3) if tag in (1, 3) else (64, 48, 3))
     assert near(image[left], LEFT)
+
+
+@pytest.mark.parametrize("read", [read_image, read_photograph])
+def test_a_damaged_jpeg_that_still_decodes_is_named(tmp_path, read):
+    pytest.importorskip("simplejpeg")
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    path = tmp_path / "dog.jpg"
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2  # of the coded pixels
+    assert read(path) is not None
+    for wrong in (b"\xff\x00" * 8, b"\xff\xd3"):
+        path.write_bytes(whole[:middle] + wrong + whole[middle + len(wrong) :])
+        with Image.open(path) as image:
+            image.load()  # it still decodes
+        with pytest.raises(InputError, match=r"^[^ ]*dog\.jpg is damaged \([^/]*\)$"):
+            read(path)
 
 
 def test_transparency_lies_over_white(tmp_path, picture):

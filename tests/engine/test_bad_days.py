@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import main
+from datasets.labelled import LabelledImages
 from engine import build, loaders, loop, losses
 from tests.engine.tiny import CHECKPOINT, at_step, content, train, train_apart
 from util.errors import InputError
@@ -147,10 +149,27 @@ def test_a_killed_worker_ends_the_run_with_its_cause(data, tmp_path, monkeypatch
     assert content(tmp_path / "run")["step"] == 5
 
 
+@pytest.fixture
+def all_end(tmp_path, monkeypatch):
+    """Fails where a data-loader worker of the test outlives it."""
+    path, real = tmp_path / "workers", loaders._start_worker
+
+    def start(number):
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        real(number)
+
+    monkeypatch.setattr(loaders, "_start_worker", start)
+    yield
+    workers, deadline = path.read_text().split(), time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("all_end")
 def test_workers_ignore_the_group_s_signals_and_end_with_the_run(data, tmp_path, monkeypatch):
     def act(_):
-        with open(tmp_path / "workers", "w") as file:
-            file.write(" ".join(str(c.pid) for c in multiprocessing.active_children()))
         _signal_workers(signal.SIGTERM)(_)
         _signal_workers(signal.SIGINT)(_)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -158,11 +177,65 @@ def test_workers_ignore_the_group_s_signals_and_end_with_the_run(data, tmp_path,
     at_step(monkeypatch, 2, act)
     status, said = train_apart(data, tmp_path / "run", "--num_works", "2")
     assert status == 143 and content(tmp_path / "run")["step"] == 2, said
-    workers = (tmp_path / "workers").read_text().split()
-    deadline = time.monotonic() + 5
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+
+def _stop_while_loading(monkeypatch, split):
+    """A worker stops itself before it reads an image of a split."""
+    real = LabelledImages.load
+
+    def load(self, item):
+        if self.split == split and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return real(self, item)
+
+    monkeypatch.setattr(LabelledImages, "load", load)
+
+
+def _stop_with_batches(monkeypatch):
+    """Both workers are stopped, their batches waiting for the main process."""
+    at_step(monkeypatch, 6, lambda _: (time.sleep(1), _signal_workers(signal.SIGSTOP)(_)))
+
+
+STOPS = {
+    "with a batch ready": _stop_with_batches,
+    "before the first batch": lambda monkeypatch: _stop_while_loading(monkeypatch, "train"),
+    "in validation": lambda monkeypatch: _stop_while_loading(monkeypatch, "val"),
+}
+
+
+def _limit(monkeypatch, seconds):
+    """A run that takes longer is killed: SIGALRM."""
+    real = main.main
+    monkeypatch.setattr(main, "main", lambda argv: (signal.alarm(seconds), real(argv))[1])
+
+
+@pytest.mark.usefixtures("all_end")
+@pytest.mark.parametrize("moment", STOPS)
+def test_a_stopped_worker_ends_the_run_with_its_cause(data, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr(loaders, "STOPPED", 2)
+    STOPS[moment](monkeypatch)
+    _limit(monkeypatch, 60)
+    status, said = train_apart(data, tmp_path / "run", "--num_works", "2")
+    assert status == 2 and "Traceback" not in said, said
+    assert "data-loader worker" in said.splitlines()[-1]
+    assert "was stopped for 2 s and killed" in said.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("all_end")
+def test_workers_that_are_stopped_at_the_end_do_not_keep_the_run(data, tmp_path, monkeypatch):
+    real = main.fit
+
+    def fit(*args, **options):
+        real(*args, **options)
+        _signal_workers(signal.SIGSTOP)(None)
+        signal.alarm(30)
+        time.sleep(4)
+
+    monkeypatch.setattr(main, "fit", fit)
+    monkeypatch.setattr(loaders, "STOPPED", 2)
+    status, said = train_apart(data, tmp_path / "run", "--num_works", "2")
+    assert status == 0 and "ignored" not in said, said
+    assert "epoch 2/2" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # ---- disks
