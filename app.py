@@ -12,8 +12,8 @@ from demo import body_folder, predict, tasks_of
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import open_detector
-from engine.options import app_parser
 from engine.predict import Predictor
+from engine.prediction_options import app_parser
 from report.gallery import Gallery
 from util.errors import InputError, run_cli
 

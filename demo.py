@@ -23,8 +23,8 @@ from datasets.media import (
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, find_animals, open_detector
-from engine.options import demo_parser
 from engine.predict import Predictor, Task, sample_of
+from engine.prediction_options import demo_parser
 from engine.video import follow, smooth_prediction
 from report.gallery import Gallery
 from synthetic.body import write_body

@@ -13,15 +13,14 @@ import torch
 from tqdm import tqdm
 
 import datasets
-from datasets import DATASETS, SPLITS
+from datasets import SPLITS
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.evaluate import score
 from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader, to_device
-from engine.options import one_gpu
+from engine.prediction_options import fit_parser
 from model.outputs import Prediction
-from render import BACKENDS
 from report import tables
 from report.results import Results
 from smal_model import SMAL
@@ -30,29 +29,6 @@ from util.camera import CROP
 from util.errors import InputError, run_cli
 from util.files import atomic_write
 from util.scores import Scores
-
-
-def fit_parser() -> argparse.ArgumentParser:
-    """Options of fit.py."""
-    parser = argparse.ArgumentParser(
-        description="Fits the body to annotated images.", allow_abbrev=False
-    )
-    shown, add = "(default: %(default)s)", parser.add_argument
-    add("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
-    add("--param_dir", type=Path, help="smal/ and priors/, if elsewhere (default: --data_dir)")
-    add("--output_dir", type=Path, default=Path("./logs/fit"), help=f"of the results {shown}")
-    add("--dataset", choices=DATASETS, default="stanford", help=shown)
-    add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
-    add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
-    add("--shape_family_id", type=int, default=1, help=f"without --resume; SMAL family {shown}")
-    add("--save_results", action="store_true", help="a strip and the arrays of each image")
-    add("--batch_size", type=int, default=8, help=f"images a step {shown}")
-    add("--num_works", type=int, default=4, help=f"data-loader workers {shown}")
-    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
-    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
-    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
-    add("--seed", type=int, default=0, help=f"random seed {shown}")
-    return parser
 
 
 def main(argv=None) -> None:
