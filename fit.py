@@ -30,6 +30,8 @@ from util.errors import InputError, run_cli
 from util.files import atomic_write
 from util.scores import Scores
 
+SCORES = ("pck", "iou", "pck_refined", "iou_refined")  # that a parameter file holds
+
 
 def main(argv=None) -> None:
     args = fit_parser().parse_args(argv)
@@ -61,7 +63,7 @@ def main(argv=None) -> None:
             out = fit_images(smal, prior, batch, settings, start)
             parts.append(score(out, batch, smal, args.renderer))
             results.add(batch, out, parts[-1])
-            save_parameters(args.output_dir / "parameters", batch["name"], out)
+            save_parameters(args.output_dir / "parameters", batch, out, parts[-1])
 
     scores = Scores.joined(parts)
     report = tables.summarize(scores) | {
@@ -87,12 +89,15 @@ def open_sets(args, img_res: int, smal: SMAL):
     return [dataset for dataset, _ in opened], sum(count for _, count in opened)
 
 
-def save_parameters(folder: Path, names: list[str], out: Prediction) -> None:
-    """Writes `<name>.npz` for each image: pose, betas, trans, scale, del_v, maybe log-scales."""
+def save_parameters(folder: Path, batch: dict, out: Prediction, scores: Scores) -> None:
+    """Writes `<name>.npz` for each image: parameters, scores and crop (docs/conventions.md)."""
     values = {"pose": out.pose, "betas": out.betas, "trans": out.trans, "del_v": out.del_v}
     values |= {"scale": out.coarse.scale, "betas_logscale": out.betas_logscale}
     arrays = {k: v.cpu().numpy() for k, v in values.items() if v is not None}
-    for i, name in enumerate(names):
+    arrays |= {"crop_center": batch["center"].numpy(force=True)}
+    arrays |= {"crop_side": 200 * batch["scale"].numpy(force=True)}
+    arrays |= {k: v for k, v in scores.columns().items() if k in SCORES}
+    for i, name in enumerate(batch["name"]):
         with atomic_write(folder / f"{name}.npz") as temporary:
             np.savez(temporary, **{key: array[i] for key, array in arrays.items()})
 

@@ -21,13 +21,13 @@ from .schedule import SCHEDULES
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
 WEIGHTS = (
     "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
-    "w_verts", "w_pose", "w_betas", "w_camera",
+    "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
 )  # fmt: skip
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
-    "grad_clip", "schedule", "warmup", "ema",
+    "grad_clip", "schedule", "warmup", "ema", "fit_dir",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
@@ -184,6 +184,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     loss("--w_pose", **weight, help=f"rotations of the joints, likewise {shown}")
     loss("--w_betas", **weight, help=f"shape coefficients, likewise {shown}")
     loss("--w_camera", **weight, help=f"place, size and depth, likewise {shown}")
+    help_text = "pose and shape, where --fit_dir holds a good fit of the image"
+    loss("--w_param", **weight, help=f"{help_text} {shown}")
+    help_text = "--output_dir of fit.py on the training images: labels for --w_param"
+    loss("--fit_dir", type=Path, metavar="DIR", help=help_text)
     _priors(loss)
     add = parser.add_argument_group("training").add_argument
     add("--nEpochs", type=positive, default=epochs, help=f"epochs in all {shown}")
@@ -314,6 +318,10 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
         raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if args.w_param and not args.fit_dir:
+        raise InputError("--w_param needs --fit_dir, the output folder of fit.py")
+    if args.fit_dir and not args.w_param:
+        raise InputError("--fit_dir has no effect without --w_param; give that a weight above 0")
     if args.no_augment and args.augment == "strong":
         raise InputError("--augment strong and --no_augment contradict each other; give one")
     if args.freeze_backbone > len(STRIDES):
