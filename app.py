@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 
 from datasets.media import read_photograph
-from demo import body_folder, predict, tasks_of
+from demo import animals_of, body_folder, predict, tasks_of
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import open_detector
-from engine.options import app_parser
 from engine.predict import Predictor
+from engine.prediction_options import app_parser
 from report.gallery import Gallery
 from util.errors import InputError, run_cli
 
@@ -57,9 +57,11 @@ def build_app(args):
         if upload is None:
             raise gradio.Error("Drop a photograph first.")
         try:
-            tasks = tasks_of(read_photograph(upload, "photograph"), None, detector, config.img_res)
+            photograph = read_photograph(upload, "photograph")
+            animals = animals_of(photograph, None, detector)
         except InputError as error:
             raise gradio.Error(str(error).replace(str(upload), "the photograph")) from None
+        tasks = tasks_of(photograph, animals, config.img_res, taken=set())
         out = Path(tempfile.mkdtemp(dir=args.output_dir))
         gallery = Gallery(out, model.smal.faces, args.renderer)
         predict(tasks, refined if fit_mask else plain, gallery)

@@ -17,14 +17,15 @@ from datasets.media import (
     VIDEO_SUFFIXES,
     Photograph,
     find_media,
+    media_names,
     read_media,
     read_video,
 )
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, find_animals, open_detector
-from engine.options import PRETRAINED, demo_parser
 from engine.predict import Predictor, Task, sample_of
+from engine.prediction_options import PRETRAINED, demo_parser
 from engine.video import follow, smooth_prediction
 from report.gallery import Gallery
 from synthetic.body import write_body
@@ -53,20 +54,27 @@ def main(argv=None) -> int:
     for path in other_files(args.input, paths):
         print(f"left out: {path} is neither photograph nor video", file=sys.stderr)
     failed: list[str] = []
-    videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    named = list(zip(media_names(paths), paths, strict=True))
+    videos = [(n, p) for n, p in named if p.suffix.lower() in VIDEO_SUFFIXES]
+    photographs = [(n, p) for n, p in named if p.suffix.lower() not in VIDEO_SUFFIXES]
+    taken = {name for name, _ in named}
     batch: list[Task] = []
-    photographs = [path for path in paths if path not in videos]
-    reader = read_media(photographs, on_fault=lambda fault: failed.append(str(fault)))
+    reader = read_media(
+        [path for _, path in photographs],
+        on_fault=lambda fault: failed.append(str(fault)),
+        names=[name for name, _ in photographs],
+    )
     for photograph in tqdm(reader, desc="photographs", total=len(photographs)):
-        batch += tasks_of(photograph, args.bbox, detector, config.img_res)
+        animals = animals_of(photograph, args.bbox, detector)
+        batch += tasks_of(photograph, animals, config.img_res, taken)
         while len(batch) >= args.batch_size:
             predict(batch[: args.batch_size], predictor, gallery)
             batch = batch[args.batch_size :]
     if batch:
         predict(batch, predictor, gallery)
-    for path in tqdm(videos, desc="videos"):
+    for name, path in tqdm(videos, desc="videos"):
         try:
-            predict_video(path, args, predictor, gallery, detector)
+            predict_video(name, path, args, predictor, gallery, detector)
         except InputError as error:
             failed.append(str(error))
 
@@ -84,20 +92,29 @@ def other_files(inputs: list[Path], paths: list[Path]) -> list[Path]:
     return [p for p in inside if p.is_file() and p not in read and not p.name.startswith(".")]
 
 
-def tasks_of(photograph: Photograph, bbox, detector: Detector | None, img_res: int) -> list[Task]:
-    """The animals of a photograph, each with its crop: --bbox, its mask, or what is detected."""
-    image, mask = photograph.image, photograph.mask
+def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[Animal]:
+    """The animals of a photograph: that of --bbox, of its mask, or what is detected."""
     if bbox is not None:
-        animals = [Animal(np.array(bbox), mask)]
-    elif mask is not None:
-        animals = [Animal(np.array(photograph.box, float), mask)]
-    else:
-        animals = find_animals(image, detector)
+        return [Animal(np.array(bbox), photograph.mask)]
+    if photograph.mask is not None:
+        return [Animal(np.array(photograph.box, float), photograph.mask)]
+    return find_animals(photograph.image, detector)
+
+
+def tasks_of(
+    photograph: Photograph, animals: list[Animal], img_res: int, taken: set[str]
+) -> list[Task]:
+    """A task for each animal, with its crop, under a name that is not in `taken` and is then."""
+    names = [photograph.name]
+    if len(animals) > 1:
+        names = [f"{photograph.name}_{number}" for number in range(1, len(animals) + 1)]
+        while not taken.isdisjoint(names):  # another photograph is called dog_1
+            names = [name + "_" for name in names]
+        taken.update(names)
     tasks = []
-    for number, animal in enumerate(animals, 1):
-        name = photograph.name + (f"_{number}" if len(animals) > 1 else "")
-        sample = sample_of(image, animal, img_res, name)
-        tasks.append(Task(name, photograph.path, image, sample))
+    for name, animal in zip(names, animals, strict=True):
+        sample = sample_of(photograph.image, animal, img_res, name)
+        tasks.append(Task(name, photograph.path, photograph.image, sample))
     return tasks
 
 
@@ -108,7 +125,9 @@ def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery) -> None:
         gallery.add(task, out, i)
 
 
-def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, detector) -> None:
+def predict_video(
+    name: str, path: Path, args, predictor: Predictor, gallery: Gallery, detector
+) -> None:
     """Follows one animal through a video: boxes first, then parameters, then images."""
 
     def frames() -> Iterator[np.ndarray]:
@@ -120,7 +139,7 @@ def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, dete
     crops: list = []
     samples: list[dict] = []
     for image, animal in zip(frames(), animals, strict=True):
-        samples.append(sample_of(image, animal, predictor.img_res, path.stem))
+        samples.append(sample_of(image, animal, predictor.img_res, name))
         if len(samples) == args.batch_size or len(crops) + len(samples) == len(animals):
             parts.append(predictor(samples)[1])
             for sample in samples:
@@ -129,7 +148,7 @@ def predict_video(path: Path, args, predictor: Predictor, gallery: Gallery, dete
             samples = []
     out = smooth_prediction(parts, predictor.model.smal)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
-    gallery.add_video(path.stem, frames(), out, crops, rate)
+    gallery.add_video(name, frames(), out, crops, rate)
 
 
 def body_folder(args) -> Path:

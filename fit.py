@@ -13,15 +13,14 @@ import torch
 from tqdm import tqdm
 
 import datasets
-from datasets import DATASETS, SPLITS
+from datasets import SPLITS
 from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.evaluate import score
 from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader, to_device
-from engine.options import one_gpu
+from engine.prediction_options import fit_parser
 from model.outputs import Prediction
-from render import BACKENDS
 from report import tables
 from report.results import Results
 from smal_model import SMAL
@@ -31,28 +30,7 @@ from util.errors import InputError, run_cli
 from util.files import atomic_write
 from util.scores import Scores
 
-
-def fit_parser() -> argparse.ArgumentParser:
-    """Options of fit.py."""
-    parser = argparse.ArgumentParser(
-        description="Fits the body to annotated images.", allow_abbrev=False
-    )
-    shown, add = "(default: %(default)s)", parser.add_argument
-    add("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
-    add("--param_dir", type=Path, help="smal/ and priors/, if elsewhere (default: --data_dir)")
-    add("--output_dir", type=Path, default=Path("./logs/fit"), help=f"of the results {shown}")
-    add("--dataset", choices=DATASETS, default="stanford", help=shown)
-    add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
-    add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
-    add("--shape_family_id", type=int, default=1, help=f"without --resume; SMAL family {shown}")
-    add("--save_results", action="store_true", help="a strip and the arrays of each image")
-    add("--batch_size", type=int, default=8, help=f"images a step {shown}")
-    add("--num_works", type=int, default=4, help=f"data-loader workers {shown}")
-    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
-    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
-    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
-    add("--seed", type=int, default=0, help=f"random seed {shown}")
-    return parser
+SCORES = ("pck", "iou", "pck_refined", "iou_refined")  # that a parameter file holds
 
 
 def main(argv=None) -> None:
@@ -85,7 +63,7 @@ def main(argv=None) -> None:
             out = fit_images(smal, prior, batch, settings, start)
             parts.append(score(out, batch, smal, args.renderer))
             results.add(batch, out, parts[-1])
-            save_parameters(args.output_dir / "parameters", batch["name"], out)
+            save_parameters(args.output_dir / "parameters", batch, out, parts[-1])
 
     scores = Scores.joined(parts)
     report = tables.summarize(scores) | {
@@ -111,12 +89,15 @@ def open_sets(args, img_res: int, smal: SMAL):
     return [dataset for dataset, _ in opened], sum(count for _, count in opened)
 
 
-def save_parameters(folder: Path, names: list[str], out: Prediction) -> None:
-    """Writes `<name>.npz` for each image: pose, betas, trans, scale, del_v, maybe log-scales."""
+def save_parameters(folder: Path, batch: dict, out: Prediction, scores: Scores) -> None:
+    """Writes `<name>.npz` for each image: parameters, scores and crop (docs/conventions.md)."""
     values = {"pose": out.pose, "betas": out.betas, "trans": out.trans, "del_v": out.del_v}
     values |= {"scale": out.coarse.scale, "betas_logscale": out.betas_logscale}
     arrays = {k: v.cpu().numpy() for k, v in values.items() if v is not None}
-    for i, name in enumerate(names):
+    arrays |= {"crop_center": batch["center"].numpy(force=True)}
+    arrays |= {"crop_side": 200 * batch["scale"].numpy(force=True)}
+    arrays |= {k: v for k, v in scores.columns().items() if k in SCORES}
+    for i, name in enumerate(batch["name"]):
         with atomic_write(folder / f"{name}.npz") as temporary:
             np.savez(temporary, **{key: array[i] for key, array in arrays.items()})
 

@@ -16,7 +16,7 @@ from engine.loop import fit
 from engine.losses import Criterion
 from engine.options import check_training, loss_weights, meshgraph_parser
 from eval import evaluate_checkpoint
-from report.overlays import Preview
+from report.preview import Preview
 from util.errors import run_cli
 
 
@@ -61,7 +61,7 @@ def main(argv=None):
             validate=lambda: evaluate(state.scored, loaders.val, args.renderer),
             run=run,
             epochs=args.nEpochs,
-            on_validation=lambda state: run.image("val", preview.draw(), state.step),
+            on_validation=lambda state: preview.show(run, state.step),
         )
 
 

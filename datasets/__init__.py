@@ -8,6 +8,7 @@ from util.errors import InputError
 
 from .animal_pose import AnimalPose
 from .dog_pose import DogPose
+from .fits import Fits
 from .labelled import LabelledImages
 from .mixed import Mixed, parse_mix
 from .oxford_pet import OxfordPet
@@ -23,6 +24,7 @@ DATASETS: dict[str, type[LabelledImages]] = {
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "Fits",
     "LabelledImages",
     "Mixed",
     "TrainingSets",
@@ -53,7 +55,7 @@ def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> Lab
         name: a key of `DATASETS`.
         data_dir: folder that holds the data set's folder.
         split: one of `SPLITS`.
-        options: img_res, augment, flip, ground_truth and seed of `LabelledImages`.
+        options: img_res, augment, flip, ground_truth, fits and seed of `LabelledImages`.
 
     Raises:
         InputError: a file is missing or not as published, or no image of the split can be used.
@@ -82,6 +84,7 @@ def train_val(
     flip: bool = False,
     strong: bool = False,
     ground_truth: bool = False,
+    fits: Fits | None = None,
     validation_only: bool = False,
     **options,
 ) -> TrainingSets:
@@ -91,16 +94,17 @@ def train_val(
 
     Args:
         name, data_dir, options: see `build_dataset`.
-        augment, flip, strong, ground_truth: of the training images; validation images are never
-            changed.
+        augment, flip, strong, ground_truth, fits: of the training images; validation images are
+            never changed.
         validation_only: leaves `train` None where a validation split makes it needless.
     """
     own_val = has_split(name, data_dir, "val")
     val = build_dataset(name, data_dir, "val", **options) if own_val else None
     if val and validation_only:
         return TrainingSets(None, val, val.excluded, held_out=False)
-    changes = {"augment": augment, "flip": flip, "strong": strong, "ground_truth": ground_truth}
-    train = build_dataset(name, data_dir, "train", **changes, **options)
+    changes = {"augment": augment, "flip": flip, "strong": strong}
+    labels = {"ground_truth": ground_truth, "fits": fits}
+    train = build_dataset(name, data_dir, "train", **changes, **labels, **options)
     if val:
         return TrainingSets(train, val, train.excluded + val.excluded, held_out=False)
     if len(train) < 3:

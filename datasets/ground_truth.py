@@ -20,6 +20,7 @@ from .transforms import Augmentation
 MOST_BYTES = 2**26  # of an array
 # What zipfile raises on a damaged archive (RuntimeError: encrypted, or of a later version).
 DAMAGED_ZIP = (OSError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+MIRRORED_CAMERA, MIRRORED_BODY = np.diag([-1.0, 1, 1]), np.diag([1.0, -1, 1])
 SHAPES = {  # of the arrays in a file; None: of the body
     "verts": (None, 3),
     "joints": (None, 3),
@@ -51,8 +52,19 @@ class Mirror:
         return cls(body.symmetry, np.concatenate([nearest, more]), nearest)
 
 
-def read_ground_truth(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by their names in SHAPES, float32.
+def read_arrays(
+    path: Path,
+    shapes: dict[str, tuple] = SHAPES,
+    advice: str = "make the data set again",
+    optional: dict[str, tuple] | None = None,
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, float32.
+
+    Args:
+        path: of the file.
+        shapes: by name; None in one: any length.
+        advice: what to do about a bad file, for the message.
+        optional: shapes of arrays that a file may lack.
 
     Raises:
         InputError: the file is damaged, or holds something else.
@@ -60,10 +72,12 @@ def read_ground_truth(path: Path) -> dict[str, np.ndarray]:
     out = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for key, shape in SHAPES.items():
+            names, optional = archive.namelist(), optional or {}
+            more = {k: v for k, v in optional.items() if f"{k}.npy" in names}
+            for key, shape in (shapes | more).items():
                 member = archive.getinfo(f"{key}.npy")
                 if member.file_size > MOST_BYTES:
-                    raise InputError(f"{path} holds too large an array: make the data set again")
+                    raise InputError(f"{path} holds too large an array: {advice}")
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError("unknown compression")
                 with archive.open(f"{key}.npy") as file:
@@ -73,15 +87,34 @@ def read_ground_truth(path: Path) -> dict[str, np.ndarray]:
                 )
                 if not fits or array.dtype.kind not in "fiu":
                     wanted = str(shape).replace("None", "N")
-                    raise InputError(
-                        f"{path} holds no {wanted} array {key}: make the data set again"
-                    )
+                    raise InputError(f"{path} holds no {wanted} array {key}: {advice}")
                 out[key] = array.astype(np.float32)
     except InputError:
         raise
     except (*DAMAGED_ARRAY, *DAMAGED_ZIP) as error:
-        raise InputError(f"{path} is not readable ({error}): make the data set again") from error
+        raise InputError(f"{path} is not readable ({error}): {advice}") from error
     return out
+
+
+def _turn(change: Augmentation) -> np.ndarray:
+    return Rotation.from_euler("z", -change.angle, degrees=True).as_matrix()
+
+
+def rotations_in_crop(pose: np.ndarray, change: Augmentation, mirror: Mirror | None) -> np.ndarray:
+    """The rotations of an animal's joints, (J, 3, 3), as the camera of a crop sees it.
+
+    Args:
+        pose: (3 J,) axis-angle, radians, the global rotation first, in the unchanged crop.
+        change: turns and mirrors the crop.
+        mirror: of the body; needed where `change` mirrors.
+    """
+    rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix()  # (J, 3, 3)
+    rotations[0] = _turn(change) @ rotations[0]
+    if not change.flip:
+        return rotations
+    assert mirror is not None
+    root = MIRRORED_CAMERA @ rotations[:1] @ MIRRORED_BODY
+    return np.concatenate([root, MIRRORED_BODY @ rotations[mirror.joints[1:]] @ MIRRORED_BODY])
 
 
 def in_crop(
@@ -93,7 +126,7 @@ def in_crop(
     at the depth of its root.
 
     Args:
-        truth: of `read_ground_truth`.
+        truth: of `read_arrays`.
         center: (2,) x, y of the crop's centre in the photograph.
         side: of the crop, pixels of the photograph, with the scale of `change` in it.
         change: turns and mirrors the crop.
@@ -106,22 +139,16 @@ def in_crop(
     root = truth["joints"][0]
     shift = np.zeros(3, np.float32)
     shift[:2] = offset * (CROP / side) * (DISTANCE + root[2]) / focal
-    verts, joints, pose = truth["verts"] + shift, truth["joints"] + shift, truth["pose"]
-    turn = Rotation.from_euler("z", -change.angle, degrees=True).as_matrix()
-    rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix()  # (J, 3, 3)
-    rotations[0] = turn @ rotations[0]
-    verts, joints = verts @ turn.T, joints @ turn.T
+    turn = _turn(change)
+    verts, joints = (truth["verts"] + shift) @ turn.T, (truth["joints"] + shift) @ turn.T
     if change.flip:
         assert mirror is not None
-        camera, body = np.diag([-1.0, 1, 1]), np.diag([1.0, -1, 1])
-        verts, joints = verts[mirror.verts] @ camera, joints[mirror.all_joints] @ camera
-        rotations = np.concatenate(
-            [camera @ rotations[:1] @ body, body @ rotations[mirror.joints[1:]] @ body]
-        )
+        verts = verts[mirror.verts] @ MIRRORED_CAMERA
+        joints = joints[mirror.all_joints] @ MIRRORED_CAMERA
     values = {
         "verts": verts,
         "joints": joints,
-        "rotations": rotations,
+        "rotations": rotations_in_crop(truth["pose"], change, mirror),
         "betas": truth["betas"],
         "scale": np.reshape(focal / FOCAL - 1, 1),
     }

@@ -22,7 +22,8 @@ from .annotations import (
     read_mask,
     unique_names,
 )
-from .ground_truth import Mirror, in_crop, read_ground_truth
+from .fits import Fits
+from .ground_truth import Mirror, in_crop, read_arrays
 from .images import read_image
 from .strong import NUM_DRAWS
 from .transforms import CROP, draw_augmentation, make_crop
@@ -60,6 +61,11 @@ class LabelledImages(Dataset, ABC):
         gt_betas      (20,)
         gt_scale      (1,) of the crop's camera
         has_truth     () bool
+    and, opened with `fits`, 0 and False where an image has no good fit:
+        fit_rotations (J, 3, 3) float32 of the joints, the first of the whole animal
+        fit_betas     (20,) float32
+        fit_logscale  (6,) float32
+        has_fit, has_fit_logscale () bool, whether they are labels
 
     Opening reads every image of the split once. Entries that cannot be used (no readable image, a
     box outside the image or without area, a label that is missing or lies) are left out, in
@@ -81,6 +87,7 @@ class LabelledImages(Dataset, ABC):
         flip: bool = False,
         strong: bool = False,
         ground_truth: bool = False,
+        fits: Fits | None = None,
         seed: int = 0,
     ):
         """Reads the list and checks every image of the split.
@@ -93,10 +100,11 @@ class LabelledImages(Dataset, ABC):
             flip: mirrors half of the images.
             strong: whether samples carry the random numbers of `datasets.strong`.
             ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
+            fits: of fit.py, by name of the image: samples carry them as labels.
             seed: of the random changes.
         """
         self.root = Path(data_dir) / self.folder
-        self.split, self.img_res = split, img_res
+        self.split, self.img_res, self.fits = split, img_res, fits
         self.augment, self.flip, self.strong, self.seed = augment, flip, strong, seed
         self.entries, indices = self.read_annotations(data_dir, split)
         self.images = self.image_folder(data_dir, split)
@@ -154,6 +162,15 @@ class LabelledImages(Dataset, ABC):
         """Number of unusable entries left out."""
         return len(self.problems)
 
+    @property
+    def num_fitted(self) -> int:
+        """Number of images that have a good fit."""
+        return sum(self._fit(item) is not None for item in range(len(self)))
+
+    def _fit(self, item: int) -> dict | None:
+        box = self.entries[self.indices[item]]["img_bbox"]
+        return self.fits.find(self.names[item], box) if self.fits else None
+
     def part(self, items: Sequence[int], changed: bool = True) -> "LabelledImages":
         """A data set of some of the samples that follows the epochs of this one.
 
@@ -200,10 +217,12 @@ class LabelledImages(Dataset, ABC):
         if self.strong:
             sample["strong_draws"] = torch.from_numpy(rng.random(NUM_DRAWS, np.float32))
         if self.has_ground_truth:
-            truth = read_ground_truth(self.ground_truth_path(index))
+            truth = read_arrays(self.ground_truth_path(index))
             side = 200 * float(sample["scale"])
             sample |= in_crop(truth, sample["center"].numpy(), side, augmentation, self.mirror)
             sample["has_truth"] = torch.tensor(True)
+        if self.fits:
+            sample |= self.fits.in_crop(self._fit(item), augmentation)
         return sample
 
     def __len__(self) -> int:

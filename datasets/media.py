@@ -140,8 +140,16 @@ def _is_mask(path: Path) -> bool:
     return any(p.is_file() for s in IMAGE_SUFFIXES for p in [path.with_name(stem + s)])
 
 
+def media_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file, fit for file names, no two the same: its own without the ending."""
+    return unique_names([printable(path.stem) for path in paths], range(len(paths)))
+
+
 def read_media(
-    paths: Sequence[Path], every: int = 1, on_fault: Callable[[InputError], None] | None = None
+    paths: Sequence[Path],
+    every: int = 1,
+    on_fault: Callable[[InputError], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Photograph]:
     """Reads photographs and the frames of videos, one after the other.
 
@@ -150,9 +158,9 @@ def read_media(
         every: of a video, one frame in this many.
         on_fault: is told of a file that cannot be read, which is then left out; without it the
             fault is raised.
+        names: of the results, as many as paths; without them those of `media_names`.
     """
-    names = unique_names([printable(path.stem) for path in paths], range(len(paths)))
-    for path, name in zip(paths, names, strict=True):
+    for path, name in zip(paths, names or media_names(paths), strict=True):
         try:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 yield from read_video(path, every, name)

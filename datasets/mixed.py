@@ -68,6 +68,11 @@ class Mixed(Dataset):
         return bool(self._no_truth)
 
     @property
+    def num_fitted(self) -> int:
+        """Number of images that have a good fit."""
+        return sum(dataset.num_fitted for dataset in self.datasets)
+
+    @property
     def excluded(self) -> int:
         """Number of unusable entries left out."""
         return sum(dataset.excluded for dataset in self.datasets)

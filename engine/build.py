@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import datasets
 import render
+from datasets.fits import LEAST_IOU, LEAST_PCK
 from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, Prediction, build_backbone
 from model.backbone import Backbone
 from model.batch_norm import synchronize_batch_norm
@@ -211,6 +212,8 @@ def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = Fa
         changes = {"augment": not args.no_augment, "flip": args.flip}
         changes["strong"] = args.augment == "strong"
         changes["ground_truth"] = loss_weights(args).needs_truth
+        if args.fit_dir:
+            changes["fits"] = datasets.Fits(args.fit_dir, param_dir(args) / "smal")
     alone = validation_only or bool(mix)
     sets: Any = datasets.train_val(args.dataset, validation_only=alone, **common, **changes)
     if sets.held_out:
@@ -242,6 +245,14 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if loss_weights(args).needs_truth and not train.has_ground_truth:
         terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
         raise InputError(f"{terms}: they need ground truth, and no training image has any")
+    if args.fit_dir:
+        count = train.num_fitted
+        if not count:
+            wanted = f"PCK {LEAST_PCK:g} and IoU {LEAST_IOU:g} or better"
+            found = f"--fit_dir {args.fit_dir} holds no fit of a training image with {wanted}"
+            raise InputError(f"{found}; run fit.py on the training images (--split train)")
+        if distributed.is_main():
+            print(f"--fit_dir: {count} of {len(train)} training images have a good fit.")
     frozen = args.freeze_bn or (config.refiner is not None and args.freezecoarse)
     if not frozen and len(train) < 2:  # batch norm takes its statistics from each batch
         raise InputError(

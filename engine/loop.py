@@ -278,6 +278,8 @@ def _finish_epoch(state, terms, scores, run, description, on_validation, start):
         if selection > state.best_score:
             state.best_score = selection
             line += "  best"
+            best = {k: means[k] for k in shown if math.isfinite(means[k])}
+            run.scalars("best", {"score": selection, **best}, state.step)
             run.save_best()
         if on_validation is not None and distributed.is_main():
             on_validation(state)

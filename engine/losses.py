@@ -32,6 +32,7 @@ class LossWeights:
     maps: of the heat maps of the keypoints.
     verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
     verts_refine: of the refined one, likewise.
+    param: pose and shape, where an image has a good fit (datasets.fits).
     alpha, beta: what false positives and false negatives count in a silhouette.
     """
 
@@ -49,6 +50,7 @@ class LossWeights:
     betas: float = 0.0
     camera: float = 0.0
     verts_refine: float = 0.0
+    param: float = 0.0
     alpha: float = 0.6
     beta: float = 0.4
 
@@ -222,6 +224,14 @@ class Criterion(nn.Module):
     def _known(self, errors: torch.Tensor, batch: dict) -> torch.Tensor:
         return _mean_known(errors, batch["has_truth"], distributed.total)
 
+    def _fitted(self, out: Prediction, batch: dict) -> torch.Tensor:
+        errors = rotation_distance(out.pose, batch["fit_rotations"])  # (B,)
+        errors = errors + (out.betas - batch["fit_betas"]).pow(2).mean(1)
+        if out.betas_logscale is not None:
+            apart = (out.betas_logscale - batch["fit_logscale"]).pow(2).mean(1)
+            errors = errors + apart * batch["has_fit_logscale"]
+        return _mean_known(errors, batch["has_fit"], distributed.total)
+
     def _maps(self, out: Prediction, batch: dict) -> torch.Tensor:
         assert out.keypoints is not None
         sums = map_loss(out.keypoints.maps, batch["keypoints"], batch["has_keypoints"])
@@ -253,6 +263,7 @@ class Criterion(nn.Module):
             "pose": lambda: self._known(rotation_distance(out.pose, batch["gt_rotations"]), batch),
             "betas": lambda: self._known((out.betas - batch["gt_betas"]).pow(2).mean(1), batch),
             "camera": lambda: self._known(camera_distance(coarse, batch), batch),
+            "param": lambda: self._fitted(out, batch),
             "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.terms.items()}

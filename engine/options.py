@@ -1,4 +1,4 @@
-"""Command-line options of all scripts: one home for each name and default."""
+"""Command-line options of training and evaluation: one home for each name and default."""
 
 import argparse
 import math
@@ -21,29 +21,29 @@ from .schedule import SCHEDULES
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
 WEIGHTS = (
     "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
-    "w_verts", "w_pose", "w_betas", "w_camera",
+    "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
 )  # fmt: skip
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
-    "grad_clip", "schedule", "warmup", "ema",
+    "grad_clip", "schedule", "warmup", "ema", "fit_dir",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
 FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
-# The network that comes with the program: of the embedded body.
-PRETRAINED = Path(__file__).parents[1] / "pretrained" / "dogs.pth.tar"
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
     return value
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number from 0 on."""
     return int(_number(int(text)))
 
 
@@ -68,17 +68,6 @@ def _minutes(text: str) -> float:
     return value
 
 
-def _box(text: str) -> tuple[float, ...]:
-    try:
-        box = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        box = ()
-    if len(box) != 4 or not min(box[2:]) >= 2:
-        expected = "expected x,y,width,height in pixels of the photograph"
-        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
-    return box
-
-
 def _mix(text: str) -> str:
     try:
         unknown = [name for name in parse_mix(text) if name not in DATASETS]
@@ -92,11 +81,6 @@ def _mix(text: str) -> str:
 
 def _source(text: str) -> Path | str:
     return text if text == AUTO else Path(text)
-
-
-def one_gpu(text: str) -> list[int]:
-    """--gpu_ids of a script that runs in one process."""
-    return [int(text)]
 
 
 def _gpu_ids(text: str) -> list[int]:
@@ -117,13 +101,13 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     shown = "(default: %(default)s)"
     run("--output_dir", type=Path, default=Path("./logs/"), help=f"folder of this run {shown}")
     help_text = f"images a step, of all processes together {shown}"
-    run("--batch_size", type=_positive, default=batch_size, help=help_text)
-    run("--num_works", type=_count, default=4, help=f"data-loader workers {shown}")
+    run("--batch_size", type=positive, default=batch_size, help=help_text)
+    run("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
     help_text = "GPU, or several, a process on each; -1, and where there is none: the CPU"
     run("--gpu_ids", type=_gpu_ids, default="0", help=f"{help_text} {shown}")
     run("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     run("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
-    run("--seed", type=_count, default=0, help=f"random seed {shown}")
+    run("--seed", type=count, default=0, help=f"random seed {shown}")
 
     data = parser.add_argument_group("data").add_argument
     data("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
@@ -136,7 +120,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     default = NetworkConfig()
     network("--backbone", help=f"{', '.join(BACKBONES)} or timm:NAME (default: {default.backbone})")
     network(
-        "--img_res", type=_positive, help=f"side of the input image (default: {default.img_res})"
+        "--img_res", type=positive, help=f"side of the input image (default: {default.img_res})"
     )
     network("--betas_scale", action="store_true", default=None, help="predict limb log-scales too")
     network(
@@ -174,10 +158,10 @@ def _refiner(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="sample image features at the vertices",
     )
-    add("--num_channels", type=_positive, help=f"width (default: {default.num_channels})")
-    add("--num_layers", type=_positive, help=f"mesh levels in use (default: {default.num_layers})")
+    add("--num_channels", type=positive, help=f"width (default: {default.num_channels})")
+    add("--num_layers", type=positive, help=f"mesh levels in use (default: {default.num_layers})")
     help_text = f"levels above the network (default: {default.num_downsampling})"
-    add("--num_downsampling", type=_count, help=help_text)
+    add("--num_downsampling", type=count, help=help_text)
 
 
 def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
@@ -200,12 +184,16 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     loss("--w_pose", **weight, help=f"rotations of the joints, likewise {shown}")
     loss("--w_betas", **weight, help=f"shape coefficients, likewise {shown}")
     loss("--w_camera", **weight, help=f"place, size and depth, likewise {shown}")
+    help_text = "pose and shape, where --fit_dir holds a good fit of the image"
+    loss("--w_param", **weight, help=f"{help_text} {shown}")
+    help_text = "--output_dir of fit.py on the training images: labels for --w_param"
+    loss("--fit_dir", type=Path, metavar="DIR", help=help_text)
     _priors(loss)
     add = parser.add_argument_group("training").add_argument
-    add("--nEpochs", type=_positive, default=epochs, help=f"epochs in all {shown}")
+    add("--nEpochs", type=positive, default=epochs, help=f"epochs in all {shown}")
     add(
         "--start_epoch",
-        type=_count,
+        type=count,
         help="number of the first epoch (default: the checkpoint's, or 0)",
     )
     add("--lr", type=_number, default=1e-4, help=f"Adam's learning rate {shown}")
@@ -215,13 +203,13 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--load_optimizer", action="store_true", help=help_text)
     help_text = f"learning rate over all epochs: as it is, two drops to a tenth, or to 0 {shown}"
     add("--schedule", choices=SCHEDULES, default="constant", help=help_text)
-    add("--warmup", type=_count, default=0, help=f"steps in which the rate rises {shown}")
+    add("--warmup", type=count, default=0, help=f"steps in which the rate rises {shown}")
     help_text = "average the weights with this decay (0.999, say) and evaluate these"
     add("--ema", type=_fraction, default=0.0, metavar="DECAY", help=help_text)
     help_text = "end after this time, the schedule stretched to it"
     add("--max_minutes", type=_minutes, help=help_text)
     help_text = "steps between two checkpoints within an epoch (default: none)"
-    add("--save_every", type=_count, default=0, help=help_text)
+    add("--save_every", type=count, default=0, help=help_text)
     help_text = "largest norm of the gradient (default: no limit)"
     add("--grad_clip", type=_number, default=math.inf, help=help_text)
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
@@ -248,7 +236,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     help_text = f"strong: light, sharpness and covered parts change too {shown}"
     add("--augment", choices=("published", "strong"), default="published", help=help_text)
     help_text = f"how many of the backbone's four maps, finest first, do not learn {shown}"
-    add("--freeze_backbone", type=_count, default=0, metavar="N", help=help_text)
+    add("--freeze_backbone", type=count, default=0, metavar="N", help=help_text)
     help_text = f"start of a new backbone: imagenet, none, or a file {shown}"
     add("--backbone_weights", default="imagenet", help=help_text)
 
@@ -302,50 +290,6 @@ def eval_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
-    """A parser with the options of demo.py and app.py."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    shown, add = "(default: %(default)s)", parser.add_argument
-    help_text = "of any stage (default: pretrained/dogs.pth.tar, with the embedded body)"
-    add("--checkpoint", type=Path, default=PRETRAINED, metavar="FILE", help=help_text)
-    help_text = f"folder of the results {shown}"
-    add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
-    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
-    add(
-        "--param_dir",
-        type=Path,
-        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
-    )
-    add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
-    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
-    add("--gpu_ids", type=one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
-    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
-    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
-    add("--seed", type=_count, default=0, help=f"random seed {shown}")
-    return parser
-
-
-def demo_parser() -> argparse.ArgumentParser:
-    """Options of demo.py."""
-    parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
-    shown, add = "(default: %(default)s)", parser.add_argument
-    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
-    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
-    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
-    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
-    add("--batch_size", type=_positive, default=8, help=f"animals a step {shown}")
-    return parser
-
-
-def app_parser() -> argparse.ArgumentParser:
-    """Options of app.py."""
-    parser = _prediction("Meshes of dropped photographs, in a browser.", "./logs/app")
-    shown, add = "(default: %(default)s)", parser.add_argument
-    add("--host", default="127.0.0.1", help=f"address to serve on; this machine alone {shown}")
-    add("--port", type=_positive, default=7860, help=f"port to serve on {shown}")
-    return parser
-
-
 def loss_weights(args: argparse.Namespace) -> LossWeights:
     """The weights of the terms that a training script has options for."""
     given = {name.removeprefix("w_"): value for name, value in vars(args).items()}
@@ -374,6 +318,10 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
         raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if args.w_param and not args.fit_dir:
+        raise InputError("--w_param needs --fit_dir, the output folder of fit.py")
+    if args.fit_dir and not args.w_param:
+        raise InputError("--fit_dir has no effect without --w_param; give that a weight above 0")
     if args.no_augment and args.augment == "strong":
         raise InputError("--augment strong and --no_augment contradict each other; give one")
     if args.freeze_backbone > len(STRIDES):

@@ -66,7 +66,8 @@ def _newest(folder: Path) -> Checkpoint | None:
 def training_options(args: argparse.Namespace) -> dict:
     """What steers learning, as a checkpoint stores it."""
     options = {name: value for name, value in vars(args).items() if name in STEERING}
-    return options | {"data_dir": str(args.data_dir.resolve())}
+    fit_dir = args.fit_dir and str(args.fit_dir.resolve())
+    return options | {"data_dir": str(args.data_dir.resolve()), "fit_dir": fit_dir}
 
 
 def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Namespace) -> list[str]:

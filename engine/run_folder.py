@@ -1,5 +1,6 @@
 """A run's folder: what was run, a line an epoch, TensorBoard events, checkpoints."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from util.errors import InputError
@@ -28,6 +30,14 @@ _OWN_FILES = (
     "args*.json", LOG, CHECKPOINT, BEST, PREVIOUS, DAMAGED, SKIPPED.format("*"),
     "events.out.tfevents.*",
 )  # fmt: skip
+MESH_VIEW = {  # of TensorBoard's mesh viewer, three.js: y is up, the camera looks along -z
+    "camera": {"cls": "PerspectiveCamera", "fov": 40},
+    "lights": [
+        {"cls": "AmbientLight", "color": "#ffffff", "intensity": 0.75},
+        {"cls": "DirectionalLight", "color": "#ffffff", "intensity": 0.5, "position": [0, 1, 2]},
+    ],
+    "material": {"cls": "MeshStandardMaterial", "roughness": 1, "metalness": 0},
+}
 
 
 class SilentRun:
@@ -44,7 +54,7 @@ class SilentRun:
     def line(self, *_) -> None:
         pass
 
-    scalars = image = save = save_best = skipped = line
+    scalars = image = mesh = save = save_best = skipped = line
 
 
 class RunFolder:
@@ -87,6 +97,9 @@ class RunFolder:
         purge_step = state.step + (state.progress.steps == 0)
         with self._reported():
             self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+            *start, self._end = _hparams(state, options)
+            for summary in start:
+                self.writer._get_file_writer().add_summary(summary)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -98,6 +111,8 @@ class RunFolder:
             self.line(f"interrupted{by}; --resume {checkpoint} resumes")
         try:
             with self._reported():
+                if kind is None:
+                    self.writer._get_file_writer().add_summary(self._end)
                 self.writer.close()
         except InputError:
             if kind is None:  # else the first fault is the one to tell
@@ -155,6 +170,21 @@ class RunFolder:
         with self._reported():
             self.writer.add_image(name, image, step, dataformats="HWC")
 
+    def mesh(self, name: str, verts, faces, colors, step: int) -> None:
+        """A mesh for TensorBoard.
+
+        Args:
+            name: its tag; tags are sorted.
+            verts: (V, 3) array, x right, y up, z towards the viewer.
+            faces: (F, 3) array.
+            colors: (V, 3) array, red green blue in [0, 1].
+            step: of the run.
+        """
+        values = verts, np.round(255 * colors), faces
+        points, paint, corners = (torch.from_numpy(np.ascontiguousarray(v))[None] for v in values)
+        with self._reported():
+            self.writer.add_mesh(name, points, paint, corners, MESH_VIEW, step)
+
     def save(self) -> None:
         """Writes the checkpoint; the one before stays as PREVIOUS."""
         with self._reported():
@@ -186,3 +216,15 @@ class RunFolder:
                 np.savez(file, **arrays)
             text += f"; {path.name} holds them"
         self.line(text)
+
+
+def _hparams(state: TrainState, options: dict) -> tuple:
+    """TensorBoard's summaries of what steers the run and of the names of its best scores."""
+    values = state.training | state.config.to_dict()
+    values |= {"stage": state.stage, "nEpochs": options.get("nEpochs")}
+    # what is infinite (no limit) would break TensorBoard's page
+    values = {k: v for k, v in values.items() if v not in (math.inf, -math.inf)}
+    scores = ["score", "pck", "iou"]
+    if state.config.refiner:
+        scores += ["pck_refined", "iou_refined"]
+    return hparams(values, dict.fromkeys([f"best/{name}" for name in scores]))

@@ -6,7 +6,6 @@ An image is (H, W, 3) uint8, red green blue. Other inputs may be arrays or tenso
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
 import render
 from model.outputs import Estimate, Prediction
@@ -34,7 +33,6 @@ CAPTION_HEIGHT = 34  # pixels, two lines
 FINE = 4  # keypoints are drawn at this multiple of the image's size
 GAP = 4  # pixels between the tiles of a strip and the rows of a grid
 LARGE = 2**21  # pixels of a photograph above which overlays are drawn with one sample each
-NUM_PREVIEWS = 4  # validation images shown while training
 
 LABELS = ("image", "mask", "has_mask", "border_mask", "keypoints", "has_keypoints")  # of a sample
 Words = list[tuple[str, tuple[int, int, int]]]  # pieces of a line of text with their colours
@@ -279,28 +277,3 @@ def image_grid(images: list[np.ndarray]) -> np.ndarray:
         np.pad(p, ((0, GAP), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in images
     ]
     return np.concatenate(rows)[:-GAP]
-
-
-class Preview:
-    """Strips of a few validation images, drawn anew as the model learns.
-
-    Args:
-        model: CoarseModel or CoarseToFine.
-        dataset: of the validation images.
-        renderer: backend of `render`.
-    """
-
-    def __init__(self, model, dataset, renderer: str = "auto"):
-        self.model, self.renderer = model, renderer
-        device = model.device
-        batch = default_collate([dataset[i] for i in range(min(NUM_PREVIEWS, len(dataset)))])
-        self.batch = {
-            k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-        }
-
-    @torch.no_grad()
-    def draw(self) -> np.ndarray:
-        """The strips below each other."""
-        out = self.model.eval()(self.batch["image"])
-        faces = self.model.smal.faces
-        return image_grid(batch_strips(self.batch, out, faces, backend=self.renderer))

@@ -6,7 +6,7 @@ import cv2
 import pytest
 
 import app
-from engine.options import app_parser
+from engine.prediction_options import app_parser
 from tests.browser import Browser
 
 

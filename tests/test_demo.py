@@ -176,11 +176,47 @@ def test_nothing_to_read_is_said(runs, data, tmp_path):
         demo.main(_arguments(runs, data, tmp_path / "out", tmp_path / "nowhere.jpg"))
 
 
-def test_photographs_of_one_name_in_two_folders_give_two_results(runs, data, dog, tmp_path):
-    for folder in ("first", "second"):
-        (tmp_path / "both" / folder).mkdir(parents=True)
-        (tmp_path / "both" / folder / "dog.jpg").write_bytes(dog.read_bytes())
+def _write_video(path, image, code="mp4v"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10, (320, 240))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no video")
+    for _ in range(2):
+        writer.write(image)
+    writer.release()
+
+
+def test_files_of_one_name_keep_all_their_results(runs, data, dog, tmp_path):
+    """Photographs, videos and both, in one folder or in several."""
+    image = cv2.imread(str(dog))
+    for folder in ("a", "b"):
+        (tmp_path / "all" / folder).mkdir(parents=True)
+        _write_video(tmp_path / "all" / folder / "dog.mp4", image)
+        (tmp_path / "all" / folder / "dog.jpg").write_bytes(dog.read_bytes())
+    _write_video(tmp_path / "all" / "a" / "dog.avi", image, "MJPG")
     out = tmp_path / "out"
-    arguments = _arguments(runs, data, out, tmp_path / "both", "--detector", "none")
+    arguments = _arguments(runs, data, out, tmp_path / "all", "--detector", "none")
     assert demo.main(arguments) == 0
-    assert len(list(out.glob("*_overlay.png"))) == 2
+    # sorted: a/dog.avi, a/dog.jpg, a/dog.mp4, b/dog.jpg, b/dog.mp4
+    assert {p.name for p in out.glob("*_overlay.png")} == {f"dog_{i}_overlay.png" for i in (1, 3)}
+    assert {p.name for p in out.glob("*.mp4")} == {f"dog_{i}.mp4" for i in (0, 2, 4)}
+    assert {p.name for p in out.glob("*.npz") if "sequence" in p.name} == {
+        f"dog_{i}_sequence.npz" for i in (0, 2, 4)
+    }
+    page = (out / "index.html").read_text()
+    assert all(f"dog_{i}" in page for i in range(5))
+
+
+def test_a_second_animal_does_not_take_the_name_of_another_photograph(
+    runs, data, dog, tmp_path, monkeypatch
+):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "dog.jpg").write_bytes(dog.read_bytes())
+    (folder / "dog_2.jpg").write_bytes(dog.read_bytes())
+    net = planted(320, [[20, 20, 150, 200], [160, 30, 300, 210]], [2, 2], [0.9, 0.8])
+    net.detections["masks"] = net.detections["masks"][:, :, :240]
+    monkeypatch.setattr(demo, "open_detector", lambda *_: Detector(net, CATEGORIES))
+    out = tmp_path / "out"
+    assert demo.main(_arguments(runs, data, out, folder)) == 0
+    names = {p.name.removesuffix("_overlay.png") for p in out.glob("*_overlay.png")}
+    assert names == {"dog_1_", "dog_2_", "dog_2_1", "dog_2_2"}

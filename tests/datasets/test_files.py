@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from datasets import build_dataset, has_split
 from datasets.annotations import entry_name, read_list, read_split, unique_names
-from datasets.ground_truth import read_ground_truth
+from datasets.ground_truth import read_arrays
 from util.errors import InputError
 
 from .small_set import edit, make_entry, photo_path, write_set
@@ -121,13 +121,13 @@ def test_ground_truth_that_lies_is_refused_before_it_is_read(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("verts.npy", npy(np.zeros((2**22, 3))))
     with pytest.raises(InputError, match=r"truth\.npz holds too large an array"):
-        read_ground_truth(path)
+        read_arrays(path)
     for verts in (np.zeros((5, 2)), np.zeros((5, 3), complex), np.array([{}])):
         write_truth(path, verts)
         with pytest.raises(InputError, match=r"truth\.npz"):
-            read_ground_truth(path)
+            read_arrays(path)
     write_truth(path, np.zeros((5, 3)))
-    assert read_ground_truth(path)["verts"].shape == (5, 3)
+    assert read_arrays(path)["verts"].shape == (5, 3)
     whole = path.read_bytes()
     central = whole.find(b"PK\1\2")  # of the first array
     changed = [bytearray(whole) for _ in range(4)]
@@ -138,7 +138,7 @@ def test_ground_truth_that_lies_is_refused_before_it_is_read(tmp_path):
     for data in (b"", b"PK", whole[:-30], *changed):
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"truth\.npz is not readable"):
-            read_ground_truth(path)
+            read_arrays(path)
 
 
 # ---- names ---------------------------------------------------------------------------------------

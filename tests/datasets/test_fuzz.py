@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from datasets.annotations import IMAGE_KEYS, find_problems, read_list, read_split
 from datasets.dog_pose import read_entries
-from datasets.ground_truth import read_ground_truth
+from datasets.ground_truth import read_arrays
 from datasets.images import read_image
 from datasets.masks import decode_mask
 from datasets.media import read_photograph
@@ -145,7 +145,7 @@ def test_ground_truth(path):
     def read(edits):
         path.write_bytes(damage(whole.getvalue(), edits))
         try:
-            assert read_ground_truth(path)["verts"].shape[1] == 3
+            assert read_arrays(path)["verts"].shape[1] == 3
         except InputError as error:
             assert str(path) in str(error)
 

@@ -1,0 +1,97 @@
+"""Command-line options of demo.py, app.py and fit.py."""
+
+import argparse
+from pathlib import Path
+
+from datasets import DATASETS, SPLITS
+from render import BACKENDS
+
+from .options import count, positive
+
+# The network that comes with the program: of the embedded body.
+PRETRAINED = Path(__file__).parents[1] / "pretrained" / "dogs.pth.tar"
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        box = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not min(box[2:]) >= 2:
+        expected = "expected x,y,width,height in pixels of the photograph"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return box
+
+
+def _one_gpu(text: str) -> list[int]:
+    """--gpu_ids of a script that runs in one process."""
+    return [int(text)]
+
+
+def _running(add) -> None:
+    shown = "(default: %(default)s)"
+    add("--gpu_ids", type=_one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
+    add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
+    add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
+    add("--seed", type=count, default=0, help=f"random seed {shown}")
+
+
+def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
+    """A parser with the options of demo.py and app.py."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    shown, add = "(default: %(default)s)", parser.add_argument
+    help_text = "of any stage (default: pretrained/dogs.pth.tar, with the embedded body)"
+    add("--checkpoint", type=Path, default=PRETRAINED, metavar="FILE", help=help_text)
+    help_text = f"folder of the results {shown}"
+    add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
+    add(
+        "--param_dir",
+        type=Path,
+        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
+    )
+    add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
+    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
+    _running(add)
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """Options of demo.py."""
+    parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    add("--turntable", action="store_true", help="a GIF of each mesh, turning")
+    add("--batch_size", type=positive, default=8, help=f"animals a step {shown}")
+    return parser
+
+
+def app_parser() -> argparse.ArgumentParser:
+    """Options of app.py."""
+    parser = _prediction("Meshes of dropped photographs, in a browser.", "./logs/app")
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--host", default="127.0.0.1", help=f"address to serve on; this machine alone {shown}")
+    add("--port", type=positive, default=7860, help=f"port to serve on {shown}")
+    return parser
+
+
+def fit_parser() -> argparse.ArgumentParser:
+    """Options of fit.py."""
+    parser = argparse.ArgumentParser(
+        description="Fits the body to annotated images.", allow_abbrev=False
+    )
+    shown, add = "(default: %(default)s)", parser.add_argument
+    add("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
+    add("--param_dir", type=Path, help="smal/ and priors/, if elsewhere (default: --data_dir)")
+    add("--output_dir", type=Path, default=Path("./logs/fit"), help=f"of the results {shown}")
+    add("--dataset", choices=DATASETS, default="stanford", help=shown)
+    add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
+    add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
+    add("--shape_family_id", type=int, default=1, help=f"without --resume; SMAL family {shown}")
+    add("--save_results", action="store_true", help="a strip and the arrays of each image")
+    add("--batch_size", type=positive, default=8, help=f"images a step {shown}")
+    add("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
+    _running(add)
+    return parser
