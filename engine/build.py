@@ -21,6 +21,7 @@ from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
 from util import distributed
 from util.errors import InputError
+from util.memory import keep_freed_memory
 
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .fitting import REFINEMENT, fit_images
@@ -171,6 +172,8 @@ def prepare(args: argparse.Namespace) -> torch.device:
     device = select_device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     check_output_dir(args.output_dir)
     if device.type == "cuda" or args.renderer != "auto":
         try:
