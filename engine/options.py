@@ -27,10 +27,18 @@ WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
-    "grad_clip", "schedule", "warmup", "ema",
+    "grad_accum", "grad_clip", "schedule", "warmup", "ema",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
-FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
+FREE = (
+    "lr",
+    "alpha",
+    "beta",
+    "grad_accum",
+    "grad_clip",
+    *WEIGHTS,
+    *WEIGHTS_REFINED,
+)  # may change in a run
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -222,6 +230,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--save_every", type=_count, default=0, help=help_text)
     help_text = "largest norm of the gradient (default: no limit)"
     add("--grad_clip", type=_number, default=math.inf, help=help_text)
+    help_text = "cut each batch into this many micro-batches, which take less memory; batch norm's "
+    help_text += "statistics and the silhouette (Tversky) losses are over each of them alone, all "
+    help_text += f"other terms are as of the whole batch {shown}"
+    add("--grad_accum", type=_positive, default=1, metavar="N", help=help_text)
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
     add("--detect_anomaly", action="store_true", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
@@ -375,6 +387,9 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
         raise InputError("--augment strong and --no_augment contradict each other; give one")
     if args.freeze_backbone > len(STRIDES):
         raise InputError(f"--freeze_backbone {args.freeze_backbone}: a backbone has four maps")
+    if args.grad_accum > 1 and args.batch_size < 2 * args.grad_accum:
+        few = f"--grad_accum {args.grad_accum} cuts --batch_size {args.batch_size} into less than"
+        raise InputError(f"{few} two images each; give fewer parts or a larger batch")
     if args.grad_clip == 0:
         raise InputError("--grad_clip 0 leaves nothing to learn; give a number above 0")
     frozen = refined and args.freezecoarse

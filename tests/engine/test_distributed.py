@@ -80,6 +80,16 @@ def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
     assert log.startswith("2 processes, stage 1 on cpu") and log.count("epoch 1/1") == 1
 
 
+def test_micro_batches_are_the_same(data, tmp_path, pytestconfig):
+    """Batch norm and silhouettes over each of them, in batches of 8, 8 and 2."""
+    if not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
+    options = [*SMALL, "--grad_accum", "3", "--w_dice", "100"]
+    one = _train(data, tmp_path, 1, "main.py", *options)
+    for processes in (2, 4):
+        _assert_same(one, _train(data, tmp_path, processes, "main.py", *options))
+
+
 def test_stage_3_learns_the_same(data, runs, tmp_path, pytestconfig):
     """Local features, silhouettes of the whole batch, Laplacian and joint limits."""
     options = [*STAGE3.split(), "--resume", runs / "stage2" / "checkpoint.pth.tar"]
