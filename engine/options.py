@@ -105,7 +105,8 @@ def one_gpu(text: str) -> list[int]:
     return [int(text)]
 
 
-def _gpu_ids(text: str) -> list[int]:
+def gpu_ids(text: str) -> list[int]:
+    """--gpu_ids of a script that may run in several processes."""
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError:
@@ -126,7 +127,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     run("--batch_size", type=_positive, default=batch_size, help=help_text)
     run("--num_works", type=_count, default=4, help=f"data-loader workers {shown}")
     help_text = "GPU, or several, a process on each; -1, and where there is none: the CPU"
-    run("--gpu_ids", type=_gpu_ids, default="0", help=f"{help_text} {shown}")
+    run("--gpu_ids", type=gpu_ids, default="0", help=f"{help_text} {shown}")
     run("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     run("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     run("--seed", type=_count, default=0, help=f"random seed {shown}")
