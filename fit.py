@@ -2,6 +2,7 @@
 
 python fit.py --data_dir data --output_dir logs/fit --split test --save_results
 python fit.py --data_dir data --output_dir logs/fit --resume logs/stage3/checkpoint.pth.tar
+torchrun --nproc_per_node 4 fit.py --data_dir data --output_dir logs/fit --split all
 """
 
 import argparse
@@ -9,22 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
+from torch.utils.data import ConcatDataset
 
 import datasets
 from datasets import SPLITS
 from engine import build
 from engine.checkpoint import load_checkpoint
-from engine.evaluate import score
+from engine.evaluate import score_images
 from engine.fitting import FIT, REFINEMENT, fit_images
-from engine.loaders import make_loader, to_device
+from engine.loaders import make_loader
 from engine.prediction_options import fit_parser
 from model.outputs import Prediction
 from report import tables
 from report.results import Results
 from smal_model import SMAL
 from smal_model.priors import pose_prior
+from util import distributed
 from util.camera import CROP
 from util.errors import InputError, run_cli
 from util.files import atomic_write
@@ -46,47 +47,46 @@ def main(argv=None) -> None:
         img_res = config.img_res
     smal = network.smal if network else SMAL(folder / "smal", args.shape_family_id).to(device)
     prior = pose_prior("smal", folder).to(device)
-    sets, excluded = open_sets(args, img_res, smal)
+    dataset, excluded = open_images(args, img_res, smal)
     build.make_output_dir(args.output_dir)
     if excluded:
         print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
 
     settings = replace(REFINEMENT if network else FIT, renderer=args.renderer)
     results = Results(args.output_dir, smal.faces, args.renderer, args.save_results)
-    parts = []
-    for dataset in sets:
-        loader = make_loader(dataset, args.batch_size, args.num_works, device)
-        for batch in tqdm(loader, desc="fit"):
-            batch = to_device(batch, device)
-            with torch.no_grad():
-                start = network(batch["image"]) if network else None
-            out = fit_images(smal, prior, batch, settings, start)
-            parts.append(score(out, batch, smal, args.renderer))
-            results.add(batch, out, parts[-1])
-            save_parameters(args.output_dir / "parameters", batch, out, parts[-1])
 
-    scores = Scores.joined(parts)
+    def predict(batch: dict) -> Prediction:
+        start = network(batch["image"]) if network else None
+        return fit_images(smal, prior, batch, settings, start)
+
+    def save(batch: dict, out: Prediction, scores: Scores) -> None:
+        results.add(batch, out, scores)
+        save_parameters(args.output_dir / "parameters", batch, out, scores)
+
+    loader = make_loader(dataset, args.batch_size, args.num_works, device)
+    scores = score_images(predict, loader, smal, args.renderer, save, "fit")
     report = tables.summarize(scores) | {
         "dataset": args.dataset,
         "excluded": excluded,
         "checkpoint": str(args.resume or ""),
         "options": vars(args) | {"settings": vars(settings)},
     }
-    tables.write_report(args.output_dir, report, scores)
+    if distributed.is_main():
+        tables.write_report(args.output_dir, report, scores)
     facts = {"start": args.resume or "several headings", "split": args.split}
     results.write_page(f"Fit to {args.dataset}", facts)
     print(f"{tables.format_report(report)}\nResults are in {args.output_dir}.")
 
 
-def open_sets(args, img_res: int, smal: SMAL):
-    """The data sets of --split, each with ground truth where there is one; unusable images."""
+def open_images(args, img_res: int, smal: SMAL) -> tuple[ConcatDataset, int]:
+    """The images of --split, with ground truth where there is one, and how many are unusable."""
     splits = [args.split]
     if args.split == "all":
         splits = [s for s in SPLITS if datasets.has_split(args.dataset, args.data_dir, s)]
         if not splits:
             raise InputError(f"{args.data_dir} holds no split of {args.dataset} (data/README.md)")
     opened = [build.build_test_set(args, split, img_res, smal) for split in splits]
-    return [dataset for dataset, _ in opened], sum(count for _, count in opened)
+    return ConcatDataset([images for images, _ in opened]), sum(count for _, count in opened)
 
 
 def save_parameters(folder: Path, batch: dict, out: Prediction, scores: Scores) -> None:

@@ -50,6 +50,7 @@ def main(argv=None):
         args.grad_clip,
         build.build_schedule(args, len(loaders.train)),
         build.build_average(args, model),
+        args.grad_accum,
     )
 
     with resume.open_run(state, checkpoint, args, loaders) as run:

@@ -1,9 +1,12 @@
 """The ground truth of a synthetic image, and how it follows the changes made to its crop."""
 
+import io
+import math
 import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,26 @@ class Mirror:
         return cls(body.symmetry, np.concatenate([nearest, more]), nearest)
 
 
+@lru_cache(maxsize=64)
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, column-major order and type that the header of a NumPy file of version 1 tells."""
+    file = io.BytesIO(data)
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
+
+
+def _array(data: bytes) -> np.ndarray:
+    """The array of a NumPy file; headers, nearly all of them alike, are parsed once."""
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    length = 10 + int.from_bytes(data[8:10], "little")
+    shape, by_columns, dtype = _header(data[:length])
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"{dtype} {shape} is no array of numbers")
+    flat = np.frombuffer(data, dtype, math.prod(shape), length)
+    return flat.reshape(shape, order="F" if by_columns else "C")
+
+
 def read_arrays(
     path: Path,
     shapes: dict[str, tuple] = SHAPES,
@@ -80,8 +103,7 @@ def read_arrays(
                     raise InputError(f"{path} holds too large an array: {advice}")
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError("unknown compression")
-                with archive.open(f"{key}.npy") as file:
-                    array = np.lib.format.read_array(file, allow_pickle=False)
+                array = _array(archive.read(member))
                 fits = array.ndim == len(shape) and all(
                     n in (None, m) for n, m in zip(shape, array.shape, strict=True)
                 )
@@ -140,7 +162,9 @@ def in_crop(
     shift = np.zeros(3, np.float32)
     shift[:2] = offset * (CROP / side) * (DISTANCE + root[2]) / focal
     turn = _turn(change)
-    verts, joints = (truth["verts"] + shift) @ turn.T, (truth["joints"] + shift) @ turn.T
+    verts, joints = truth["verts"] + shift, truth["joints"] + shift
+    if change.angle:
+        verts, joints = verts @ turn.T, joints @ turn.T
     if change.flip:
         assert mirror is not None
         verts = verts[mirror.verts] @ MIRRORED_CAMERA

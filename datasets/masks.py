@@ -1,5 +1,6 @@
 """Masks: COCO's compressed run lengths, boxes, pixels that count neither way."""
 
+import cv2
 import numpy as np
 
 UNSURE = 2  # in a mask, besides 0 and 1: the edge that counts neither way
@@ -57,4 +58,5 @@ def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
     if runs.sum() != height * width:
         raise ValueError(f"runs add up to {runs.sum()} pixels, not {height} x {width}")
     values = (np.arange(len(runs)) & 1).astype(np.uint8)
-    return np.repeat(values, runs).reshape(width, height).T
+    columns = np.repeat(values, runs).reshape(width, height)
+    return cv2.transpose(columns) if columns.size else columns.T

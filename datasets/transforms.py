@@ -160,42 +160,45 @@ def make_crop(
     angle, flip = augmentation.angle, augmentation.flip
 
     def cut_out(plane: np.ndarray, fill: int) -> np.ndarray:
-        out = cut(plane, low, high, center, angle, fill).astype(np.float32)
-        return np.ascontiguousarray(out[:, ::-1]) if flip else out
+        out = cut(plane, low, high, center, angle, fill)
+        return (cv2.flip(out, 1) if flip else out).astype(np.float32)
 
-    def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) to (224, 224)
-        return cv2.resize(cut_out(plane.astype(np.float32), fill), (CROP, CROP))
+    def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) of bool to (224, 224)
+        plane = plane.astype(np.float32) if angle else plane.view(np.uint8)  # turned: blended
+        return cv2.resize(cut_out(plane, fill), (CROP, CROP))
 
     pixels = cut_out(image, 255)  # in [0, 255]
-    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR) / 255
+    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
     # Saturated pixels count as outside the image, as in the published protocol; the gain comes
     # after this.
-    red, green, blue = cv2.split(crop)
-    border_mask = ((red < 1.0) & (green < 1.0) & (blue < 1.0)).astype(np.float32)
+    red, green, blue = cv2.split((crop < 255).view(np.uint8))
+    border_mask = cv2.bitwise_and(cv2.bitwise_and(red, green), blue).astype(np.float32)
     if img_res != CROP:
         shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        crop = cv2.resize(pixels, (img_res, img_res), interpolation=method) / 255  # (S, S, 3)
-    if augmentation.gain is not None:
-        crop = np.clip(crop * np.asarray(augmentation.gain, np.float32), 0, 1)
+        crop = cv2.resize(pixels, (img_res, img_res), interpolation=method)  # (S, S, 3)
 
-    mask_crop = mask_weight = np.zeros((CROP, CROP), np.float32)
+    mask_crop = mask_weight = inside = np.zeros((CROP, CROP), np.float32)
     area = float(box[2]) * float(box[3]) * (CROP / side) ** 2
     if mask is not None:
-        mask_crop, mask_weight = labels(mask == 1), np.ones_like(mask_crop)
+        mask_crop, mask_weight = labels(mask == 1), np.ones_like(inside)
         area = float(torch.from_numpy(mask_crop).sum())
         if (mask == UNSURE).any():  # a pixel counts where nothing of it is unsure
             mask_weight = (labels(mask != UNSURE, fill=1) > 0.999).astype(np.float32)
+    if not angle and low.min() >= 0 and (high <= image.shape[1::-1]).all():
+        inside = np.ones_like(inside)
+    else:
+        inside = (labels(np.ones(image.shape[:2], bool)) > 0.5).astype(np.float32)
     places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
     keypoints = move_keypoints(places, center, side, angle, flip)
     return {
-        "image": normalize(crop),
+        "image": normalize(np.divide(crop, 255, out=crop), augmentation.gain),
         "mask": torch.from_numpy(mask_crop),
         "has_mask": torch.tensor(mask is not None),
         "mask_weight": torch.from_numpy(mask_weight),
         "area": torch.tensor(area, dtype=torch.float32),
         "border_mask": torch.from_numpy(border_mask),
-        "inside": torch.from_numpy((labels(np.ones(image.shape[:2])) > 0.5).astype(np.float32)),
+        "inside": torch.from_numpy(inside),
         "keypoints": torch.from_numpy(keypoints),
         "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),

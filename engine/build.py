@@ -22,10 +22,11 @@ from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
 from util import distributed
 from util.errors import InputError
+from util.memory import keep_freed_memory
 
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .fitting import REFINEMENT, fit_images
-from .loaders import make_loader
+from .loaders import make_loader, part_sizes
 from .losses import TRUTH_TERMS
 from .options import loss_weights, select_device
 from .schedule import AveragedWeights, Schedule
@@ -172,6 +173,8 @@ def prepare(args: argparse.Namespace) -> torch.device:
     device = select_device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     check_output_dir(args.output_dir)
     if device.type == "cuda" or args.renderer != "auto":
         try:
@@ -261,12 +264,14 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if not frozen and args.batch_size < 2:
         needs = "batch norm cannot learn from a single image"
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
-    share = (len(train) % args.batch_size or args.batch_size) // distributed.world_size()
+    least = len(train) % args.batch_size or args.batch_size
+    share = min(part_sizes(least, args.grad_accum)) // distributed.world_size()
     if not frozen and not args.sync_bn and distributed.world_size() > 1 and share < 2:
         few = "leaves a process fewer than two images of a batch to take batch norm from"
         raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
-    return Loaders(make_loader(train, *load, args.seed), make_loader(val, *load), excluded)
+    shuffled = make_loader(train, *load, args.seed, args.grad_accum)
+    return Loaders(shuffled, make_loader(val, *load), excluded)
 
 
 def build_schedule(args: argparse.Namespace, steps_per_epoch: int) -> Schedule:

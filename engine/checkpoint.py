@@ -92,7 +92,7 @@ class TrainState:
     model, optimizer: as they are.
     config: of the networks. stage: 1, 2 or 3. training: what steers learning, by option.
     grad_clip: largest norm of the gradient. schedule: of the learning rate.
-    average: of the weights, or None.
+    average: of the weights, or None. grad_accum: micro-batches of a step.
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
     progress: in the epoch under way. skipped: steps in a row that were not finite. log: log.txt.
     """
@@ -105,6 +105,7 @@ class TrainState:
     grad_clip: float = math.inf
     schedule: Schedule = field(default_factory=Schedule)
     average: AveragedWeights | None = None
+    grad_accum: int = 1
     epoch: int = 0
     step: int = 0
     best_score: float = -math.inf

@@ -67,6 +67,41 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
 
 @torch.no_grad()
 @explained_faults()
+def score_images(
+    predict: Callable[[dict], Prediction],
+    loader: DataLoader,
+    smal: SMAL,
+    renderer: str = "auto",
+    on_batch: Callable | None = None,
+    title: str = "evaluate",
+) -> Scores:
+    """Scores of predictions for all images of a data set, in its order.
+
+    Several processes take their loaders' batches and gather the scores of all.
+
+    Args:
+        predict: from a batch to its prediction, on the device of `smal`.
+        loader: of a data set of `datasets`, in its order.
+        smal: the body.
+        renderer: backend of `render`.
+        on_batch: called with (batch, prediction, scores) of each batch.
+        title: of the progress bar.
+    """
+    parts: list[Scores | None] = []
+    for batch in tqdm(loader, desc=title, leave=False, disable=not distributed.is_main()):
+        batch = to_device(without_failed(batch), smal.template.device)
+        if not batch["name"]:
+            parts.append(None)  # keeps the turns of the processes
+            continue
+        out = predict(batch)
+        scores = score(out, batch, smal, renderer)
+        parts.append(scores)
+        if on_batch is not None:
+            on_batch(batch, out, scores)
+    parts = distributed.gather_interleaved(parts)
+    return Scores.joined([part for part in parts if part is not None])
+
+
 def evaluate(
     model,
     loader: DataLoader,
@@ -74,31 +109,19 @@ def evaluate(
     on_batch: Callable | None = None,
     refine: Callable | None = None,
 ) -> Scores:
-    """Scores of a model, in evaluation mode, on all images of a data set, in its order.
-
-    Several processes evaluate their loaders' batches and gather the scores of all.
+    """Scores of a model, in evaluation mode, as `score_images` gives them.
 
     Args:
         model: CoarseModel or CoarseToFine.
-        loader: of a data set of `datasets`, in its order.
-        renderer: backend of `render`.
-        on_batch: called with (batch, prediction, scores) of each batch.
+        loader, renderer, on_batch: as there.
         refine: takes (batch, prediction) and gives one fitted to the labels, scored as `fitted`.
     """
     model.eval()
-    device = model.device
-    parts: list[Scores | None] = []
-    for batch in tqdm(loader, desc="evaluate", leave=False, disable=not distributed.is_main()):
-        batch = to_device(without_failed(batch), device)
-        if not batch["name"]:
-            parts.append(None)  # keeps the turns of the processes
-            continue
+
+    def predict(batch: dict) -> Prediction:
         out = model(batch["image"])
         if refine is not None:
             out.fitted = refine(batch, out).finest
-        scores = score(out, batch, model.smal, renderer)
-        parts.append(scores)
-        if on_batch is not None:
-            on_batch(batch, out, scores)
-    parts = distributed.gather_interleaved(parts)
-    return Scores.joined([part for part in parts if part is not None])
+        return out
+
+    return score_images(predict, loader, model.smal, renderer, on_batch)

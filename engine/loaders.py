@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import cv2
@@ -24,20 +25,35 @@ STOPPED = 30  # seconds after which a stopped worker is killed
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
+def part_sizes(num_images: int, parts: int) -> list[int]:
+    """Sizes of the micro-batches of a batch: about equal, each of two images or more.
+
+    Args:
+        num_images: in the batch, of all processes together.
+        parts: wanted; a small batch has fewer.
+    """
+    parts = max(1, min(parts, num_images // 2))  # batch norm cannot learn from a single image
+    ends = [num_images * i // parts for i in range(parts + 1)]
+    return [end - start for start, end in pairwise(ends)]
+
+
 class EpochBatches(Sampler):
     """Batches of positions, shuffled by (seed, epoch) alone; of several processes, one's part.
 
     All have as many batches, and no image twice; of a small last batch some may have none. One
-    image left over joins the batch before it: batch norm cannot learn from a single image.
+    image left over joins the batch before it: batch norm cannot learn from a single image. The
+    processes share each micro-batch, which is thus the same for any number of them.
 
     Args:
         num_images: in the data set.
         batch_size: images a batch, of all processes together.
         seed: random seed.
+        parts: micro-batches of a batch.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int):
+    def __init__(self, num_images: int, batch_size: int, seed: int, parts: int = 1):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.parts = parts
         self.epoch, self.first = 0, 0  # first: batches that are left out at the start
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -47,7 +63,14 @@ class EpochBatches(Sampler):
         if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             left = batches.pop()
             batches[-1] += left
-        return map(distributed.interleaved, batches[self.first :])
+        return map(self._share, batches[self.first :])
+
+    def _share(self, batch: list[int]) -> list[int]:
+        """This process' images of each micro-batch, one after the other."""
+        rest = iter(batch)
+        sizes = part_sizes(len(batch), self.parts)
+        shares = [distributed.interleaved(list(islice(rest, size))) for size in sizes]
+        return list(chain.from_iterable(shares))
 
     def __len__(self) -> int:
         full, left = divmod(self.num_images, self.batch_size)
@@ -124,6 +147,7 @@ def make_loader(
     num_workers: int,
     device: torch.device,
     shuffle_seed: int | None = None,
+    parts: int = 1,
 ) -> DataLoader:
     """A loader in the data set's order, or shuffled anew each epoch.
 
@@ -136,12 +160,13 @@ def make_loader(
         num_workers: worker processes, at most one a core that this process has to itself.
         device: where the batches go.
         shuffle_seed: random seed of the order; None keeps the data set's.
+        parts: micro-batches of a shuffled batch.
     """
     cores = max(1, distributed.cores() // distributed.local_world_size())
     num_workers = min(num_workers, cores, len(dataset))
     several, collate = distributed.world_size() > 1, None
     if shuffle_seed is not None:
-        batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed)
+        batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed, parts)
         collate = _Collate(dataset) if several else None
     else:
         positions = range(len(dataset))

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,8 @@ from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
 
 from .checkpoint import EpochProgress, TrainState
-from .loaders import explained_faults, set_epoch, to_device
-from .losses import Criterion
+from .loaders import explained_faults, part_sizes, set_epoch, to_device
+from .losses import Criterion, term_weights
 from .run_folder import RunFolder, SilentRun
 from .signals import Stop, deferred
 
@@ -59,11 +60,63 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.criterion = model, criterion
 
-    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+    def forward(
+        self, batch: dict, fractions: dict[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
         images = batch["image"]
         if "strong_draws" in batch:
             images = strong_change(images, batch["strong_draws"])
-        return self.criterion(self.model(images), batch)
+        terms = self.criterion(self.model(images), batch)
+        return {k: v * fractions[k] for k, v in terms.items()} if fractions else terms
+
+
+def divide(batch: dict, parts: int) -> list[tuple[dict, dict[str, float] | None]]:
+    """Micro-batches of a batch, and the fractions of its terms that theirs make up.
+
+    Args:
+        batch: this process' images of a batch of `EpochBatches`.
+        parts: micro-batches wanted; a small batch has fewer.
+    """
+    if parts == 1:
+        return [(batch, None)]
+    num_images = distributed.total(torch.tensor(len(batch["image"])))
+    sizes = part_sizes(int(num_images), parts)
+    own = [len(distributed.interleaved(range(size))) for size in sizes]
+    ends = itertools.accumulate(own)
+    cuts = [slice(end - size, end) for size, end in zip(own, ends, strict=True)]
+    micro = [{key: value[cut] for key, value in batch.items()} for cut in cuts]
+    weights = [term_weights(part) for part in micro]
+    counts = distributed.total(torch.stack([torch.stack([*w.values()]) for w in weights]))
+    fractions = counts / counts.sum(0).clamp_min(1)  # (parts, terms)
+    named = [dict(zip(weights[0], row, strict=True)) for row in fractions.tolist()]
+    return list(zip(micro, named, strict=True))
+
+
+def add_gradients(
+    step: nn.Module, batch: dict, device: torch.device, parts: int
+) -> dict[str, torch.Tensor]:
+    """Adds a batch's gradient to that of the parameters, micro-batch by micro-batch.
+
+    Args:
+        step: gives the terms of a batch (`Step`).
+        batch: from the loader.
+        device: of the networks.
+        parts: micro-batches.
+
+    Returns:
+        The weighted terms of the batch, and their sum, `loss`.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    micro = divide(batch, parts)
+    for part, fractions in micro:
+        last = part is micro[-1][0]
+        with nullcontext() if last else distributed.alone(step):
+            terms = step(to_device(part, device), fractions)
+            loss = sum(terms.values())
+            loss.backward()
+        for name, value in {**terms, "loss": loss}.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    return sums
 
 
 @dataclass
@@ -115,17 +168,13 @@ def train_epoch(
     silent = not distributed.is_main()
     bar = tqdm(loader, description, leave=False, initial=done.steps, total=total, disable=silent)
     for batch in bar:
-        batch = to_device(batch, model.device)
         statistics.remember()
-        terms = step(batch)
-        loss = sum(terms.values())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        terms = add_gradients(step, batch, model.device, state.grad_accum)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # the one wait for the device in a step
-        numbers = torch.stack([*terms.values(), loss, norm]).tolist()
-        values = dict(zip([*terms, "loss", "gradient"], numbers, strict=True))
+        numbers = torch.stack([*terms.values(), norm]).tolist()
+        values = dict(zip([*terms, "gradient"], numbers, strict=True))
         failed = list(filter(None, batch.get("failed", [])))
         own = [len(batch["image"]), len(failed), not all(map(math.isfinite, numbers))]
         elapsed, size, num_failed, spoilt = _agree(state, stop, own)
@@ -134,11 +183,7 @@ def train_epoch(
         if not spoilt:
             if values.pop("gradient") > state.grad_clip:
                 nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, norm)
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * rate
-            optimizer.step()
-            if state.average:
-                state.average.update(model, state.step)
+            _update(state, rate)
             done.images, state.skipped = done.images + int(size), 0
             for name, value in values.items():
                 done.sums[name] = done.sums.get(name, 0.0) + value * size
@@ -152,17 +197,29 @@ def train_epoch(
                 count = f"in {state.skipped} steps in a row"
                 raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
         if num_failed:
-            done.failed += itertools.chain(*distributed.gather_interleaved([failed]))
-        if len(done.failed) > max(1, MOST_FAILED * done.dataset_size):
-            raise InputError(
-                f"{_failures(done.failed)}: more than 1 % of the images; see to the data, then "
-                "resume"
-            )
+            _count_failed(done, failed)
         bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
         hooks.on_step()
         if elapsed >= 1:
             break
     return {name: value / done.images for name, value in done.sums.items()}
+
+
+def _update(state: TrainState, rate: float) -> None:
+    """The optimiser's step, at this fraction of the learning rate."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.optimizer.defaults["lr"] * rate
+    state.optimizer.step()
+    if state.average:
+        state.average.update(state.model, state.step)
+
+
+def _count_failed(done: EpochProgress, failed: list[str]) -> None:
+    """Adds what all processes could not read in this step; refuses too much of it."""
+    done.failed += itertools.chain(*distributed.gather_interleaved([failed]))
+    if len(done.failed) > max(1, MOST_FAILED * done.dataset_size):
+        found = f"{_failures(done.failed)}: more than 1 % of the images"
+        raise InputError(f"{found}; see to the data, then resume")
 
 
 def _failures(failed: list[str]) -> str:

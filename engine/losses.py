@@ -1,7 +1,7 @@
 """Training losses (paper, section 3.4): functions of predictions and labels, and their sum."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import scipy.sparse
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import render
-from model.keypoint_maps import map_loss
+from model.keypoint_maps import keypoint_weights, map_loss
 from model.outputs import Estimate, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
@@ -20,6 +20,7 @@ from util.camera import CROP, DISTANCE
 
 TVERSKY_EPS = 1e-5
 TRUTH_TERMS = ("verts", "pose", "betas", "camera", "verts_refine")
+KEYPOINT_TERMS = ("kpts", "kpts_refine")
 Reduction = Callable[[torch.Tensor], torch.Tensor]  # over a tensor's entries
 
 
@@ -63,6 +64,20 @@ class LossWeights:
     def needs_truth(self) -> bool:
         """Whether a term takes ground truth."""
         return any(self.terms.get(name) for name in TRUTH_TERMS)
+
+
+def term_weights(batch: dict) -> dict[str, torch.Tensor]:
+    """What a batch counts in the mean of each term, () float64: images with its label, mostly.
+
+    The terms of a whole batch are the means of those of its parts by these weights, but for the
+    Tversky losses, which are no means over images.
+    """
+    known: dict = {name: batch["has_keypoints"] for name in KEYPOINT_TERMS}
+    known |= {name: batch["has_truth"] for name in TRUTH_TERMS if "has_truth" in batch}
+    known["maps"] = keypoint_weights(batch["keypoints"], batch["has_keypoints"])
+    every = batch["has_keypoints"].new_ones(len(batch["has_keypoints"]))
+    names = [f.name for f in fields(LossWeights) if f.name not in ("alpha", "beta")]
+    return {name: known.get(name, every).double().sum() for name in names}
 
 
 def _alone(sums: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,18 @@ WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
-    "grad_clip", "schedule", "warmup", "ema", "fit_dir",
+    "grad_accum", "grad_clip", "schedule", "warmup", "ema", "fit_dir",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
-FREE = ("lr", "alpha", "beta", "grad_clip", *WEIGHTS, *WEIGHTS_REFINED)  # may change in a run
+FREE = (
+    "lr",
+    "alpha",
+    "beta",
+    "grad_accum",
+    "grad_clip",
+    *WEIGHTS,
+    *WEIGHTS_REFINED,
+)  # may change in a run
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -83,7 +91,8 @@ def _source(text: str) -> Path | str:
     return text if text == AUTO else Path(text)
 
 
-def _gpu_ids(text: str) -> list[int]:
+def gpu_ids(text: str) -> list[int]:
+    """--gpu_ids of a script that may run in several processes."""
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError:
@@ -104,7 +113,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     run("--batch_size", type=positive, default=batch_size, help=help_text)
     run("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
     help_text = "GPU, or several, a process on each; -1, and where there is none: the CPU"
-    run("--gpu_ids", type=_gpu_ids, default="0", help=f"{help_text} {shown}")
+    run("--gpu_ids", type=gpu_ids, default="0", help=f"{help_text} {shown}")
     run("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     run("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     run("--seed", type=count, default=0, help=f"random seed {shown}")
@@ -212,6 +221,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--save_every", type=count, default=0, help=help_text)
     help_text = "largest norm of the gradient (default: no limit)"
     add("--grad_clip", type=_number, default=math.inf, help=help_text)
+    help_text = "cut each batch into this many micro-batches, which take less memory; batch norm's "
+    help_text += "statistics and the silhouette (Tversky) losses are over each of them alone, all "
+    help_text += f"other terms are as of the whole batch {shown}"
+    add("--grad_accum", type=positive, default=1, metavar="N", help=help_text)
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
     add("--detect_anomaly", action="store_true", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
@@ -326,6 +339,9 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
         raise InputError("--augment strong and --no_augment contradict each other; give one")
     if args.freeze_backbone > len(STRIDES):
         raise InputError(f"--freeze_backbone {args.freeze_backbone}: a backbone has four maps")
+    if args.grad_accum > 1 and args.batch_size < 2 * args.grad_accum:
+        few = f"--grad_accum {args.grad_accum} cuts --batch_size {args.batch_size} into less than"
+        raise InputError(f"{few} two images each; give fewer parts or a larger batch")
     if args.grad_clip == 0:
         raise InputError("--grad_clip 0 leaves nothing to learn; give a number above 0")
     frozen = refined and args.freezecoarse

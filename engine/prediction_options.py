@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import DATASETS, SPLITS
 from render import BACKENDS
 
-from .options import count, positive
+from .options import count, gpu_ids, positive
 
 # The network that comes with the program: of the embedded body.
 PRETRAINED = Path(__file__).parents[1] / "pretrained" / "dogs.pth.tar"
@@ -28,9 +28,11 @@ def _one_gpu(text: str) -> list[int]:
     return [int(text)]
 
 
-def _running(add) -> None:
+def _running(add, several: bool = False) -> None:
     shown = "(default: %(default)s)"
-    add("--gpu_ids", type=_one_gpu, default="0", help=f"GPU; the CPU where there is none {shown}")
+    help_text = "GPU, or several, a process on each" if several else "GPU"
+    kind = gpu_ids if several else _one_gpu
+    add("--gpu_ids", type=kind, default="0", help=f"{help_text}; the CPU without one {shown}")
     add("--device", help="torch device, instead of --gpu_ids: cpu, cuda:1, ...")
     add("--renderer", choices=("auto", *BACKENDS), default="auto", help=f"silhouettes {shown}")
     add("--seed", type=count, default=0, help=f"random seed {shown}")
@@ -93,5 +95,5 @@ def fit_parser() -> argparse.ArgumentParser:
     add("--save_results", action="store_true", help="a strip and the arrays of each image")
     add("--batch_size", type=positive, default=8, help=f"images a step {shown}")
     add("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
-    _running(add)
+    _running(add, several=True)
     return parser

@@ -83,6 +83,14 @@ class KeypointMaps(nn.Module):
         return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance)
 
 
+def keypoint_weights(labels: torch.Tensor, has_label: torch.Tensor) -> torch.Tensor:
+    """(B, 20) what each keypoint counts in `map_loss`; labels and has_label as there."""
+    inside = ((labels[..., :2] - HALF_CROP).abs() <= HALF_CROP).all(-1)
+    seen = labels[..., 2] > 0
+    weight = torch.where(seen, inside.to(labels.dtype), labels.new_tensor(0.1))
+    return weight * has_label[:, None]
+
+
 def map_loss(maps: torch.Tensor, labels: torch.Tensor, has_label: torch.Tensor) -> torch.Tensor:
     """Cross entropy of heat maps and Gaussians of one cell about the visible keypoints.
 
@@ -99,15 +107,13 @@ def map_loss(maps: torch.Tensor, labels: torch.Tensor, has_label: torch.Tensor) 
     height, width = maps.shape[2:]
     half = HALF_CROP
     xy = torch.stack([labels[..., 1] / half - 1, 1 - labels[..., 0] / half], -1)  # (B, 20, 2)
-    inside = (xy.abs() <= 1).all(-1)
     seen = labels[..., 2] > 0
     cells = cell_centres(height, width, maps)  # (H W, 2)
     offset = (cells - xy[:, :, None]) * cells.new_tensor([width / 2, height / 2])  # in cells
     target = (-0.5 * offset.pow(2).sum(-1)).softmax(-1)  # (B, 20, H W)
     target = torch.where(seen[..., None], target, target.new_tensor(1 / (height * width)))
     entropy = -(target * maps.flatten(2).log_softmax(-1)).sum(-1)  # (B, 20)
-    weight = torch.where(seen, inside.to(entropy.dtype), entropy.new_tensor(0.1))
-    weight = weight * has_label[:, None]
+    weight = keypoint_weights(labels, has_label)
     return torch.stack([(weight * entropy).sum(), weight.sum()])
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 import eval as eval_script
+import fit
 import main
 import main_meshgraph
 from util.errors import InputError
@@ -10,7 +11,12 @@ from util.errors import InputError
 SMALL = (
     "--backbone resnet18 --img_res 64 --backbone_weights none --num_works 0 --device cpu".split()
 )
-SCRIPTS = {"main.py": main, "main_meshgraph.py": main_meshgraph, "eval.py": eval_script}
+SCRIPTS = {
+    "main.py": main,
+    "main_meshgraph.py": main_meshgraph,
+    "eval.py": eval_script,
+    "fit.py": fit,
+}
 
 
 def fails(capsys, arguments, *words):

@@ -8,6 +8,7 @@ operation of one process.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -159,6 +160,13 @@ def copy_buffers(module: nn.Module) -> None:
         for name, value in module.state_dict().items():
             if name not in parameters:
                 dist.broadcast(value, 0)
+
+
+def alone(module: nn.Module):
+    """A context in which gradients of a `data_parallel` module stay each process' own."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 def data_parallel(module: nn.Module) -> nn.Module:

@@ -12,10 +12,22 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # red green blue, o
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def normalize(image: np.ndarray) -> torch.Tensor:
-    """An image (S, S, 3) in [0, 1] as network input: (3, S, S) float32, ImageNet-normalised."""
-    values = ((image - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+def normalize(image: np.ndarray, gain: tuple[float, float, float] | None = None) -> torch.Tensor:
+    """An image as network input: (3, S, S) float32, ImageNet-normalised.
+
+    Args:
+        image: (S, S, 3) float32 in [0, 1].
+        gain: of red, green and blue; what exceeds 1 is cut off.
+    """
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(cv2.split(image)):  # plane by plane: all in the cache
+        values = out[channel]
+        if gain is not None:
+            plane = np.multiply(plane, np.float32(gain[channel]), out=values)
+            plane = np.clip(plane, 0, 1, out=values)
+        np.subtract(plane, IMAGENET_MEAN[channel], out=values)
+        np.divide(values, IMAGENET_STD[channel], out=values)
+    return torch.from_numpy(out)
 
 
 def to_image(normalized: torch.Tensor) -> np.ndarray:

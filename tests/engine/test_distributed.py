@@ -67,6 +67,21 @@ def _assert_same(one, several):
     assert checkpoint["best_score"] == pytest.approx(other["best_score"], abs=0.01)
 
 
+def _contents(folder) -> dict[str, bytes]:
+    """The files of a folder by their paths in it."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _assert_same_files(files, others):
+    """To the last byte, but for the folder's name in the options of the report."""
+    assert files.keys() == others.keys()
+    assert [name for name in files if files[name] != others[name]] == ["stanford_report.json"]
+    texts = [found["stanford_report.json"].splitlines() for found in (files, others)]
+    changed = [a for a, b in zip(*texts, strict=True) if a != b]
+    assert len(changed) == 1 and b"output_dir" in changed[0]
+
+
 def _counts(config) -> list[int]:
     return [2, 4] if config.getoption("--many_processes") else [2]
 
@@ -78,6 +93,16 @@ def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
         _assert_same(one, _train(data, tmp_path, processes, "main.py", *SMALL))
     log = (tmp_path / "2" / "log.txt").read_text()
     assert log.startswith("2 processes, stage 1 on cpu") and log.count("epoch 1/1") == 1
+
+
+def test_micro_batches_are_the_same(data, tmp_path, pytestconfig):
+    """Batch norm and silhouettes over each of them, in batches of 8, 8 and 2."""
+    if not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
+    options = [*SMALL, "--grad_accum", "3", "--w_dice", "100"]
+    one = _train(data, tmp_path, 1, "main.py", *options)
+    for processes in (2, 4):
+        _assert_same(one, _train(data, tmp_path, processes, "main.py", *options))
 
 
 def test_stage_3_learns_the_same(data, runs, tmp_path, pytestconfig):
@@ -96,21 +121,30 @@ def test_evaluation_writes_the_same_files(data, runs, tmp_path, pytestconfig):
     for processes in (1, *_counts(pytestconfig)):
         output = _run(processes, tmp_path / "none", *common, tmp_path / str(processes))
         assert output.count("Results are in") == 1
-
-    def contents(processes):
-        folder = tmp_path / str(processes)
-        return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-    files = contents(1)
+    files = _contents(tmp_path / "1")
     assert len(files) == 4 * 3 + 4 + 3  # scores, then the page, its library and its license
     for processes in _counts(pytestconfig):
-        others = contents(processes)
-        assert files.keys() == others.keys()
-        differing = [name for name in files if files[name] != others[name]]
-        assert differing == ["stanford_report.json"]
-        texts = [files["stanford_report.json"], others["stanford_report.json"]]
-        changed = [a for a, b in zip(*(t.splitlines() for t in texts), strict=True) if a != b]
-        assert len(changed) == 1 and b"output_dir" in changed[0]
+        _assert_same_files(files, _contents(tmp_path / str(processes)))
+
+
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_fits_are_the_same_files(data, tmp_path, split, pytestconfig):
+    """Four images in batches of three, with strips; 24 of three splits in batches of five."""
+    if split == "all" and not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
+    common = ["fit.py", "--data_dir", data, "--num_works", "0", "--device", "cpu"]
+    common += ["--split", split, "--batch_size", "3" if split == "test" else "5"]
+    common += ["--save_results"] if split == "test" else []
+    for processes in (1, *_counts(pytestconfig)):
+        output = _run(
+            processes, tmp_path / "none", *common, "--output_dir", tmp_path / f"{processes}"
+        )
+        assert output.count("Results are in") == 1
+    files = _contents(tmp_path / "1")
+    images = 4 if split == "test" else 24
+    assert sum(name.startswith("parameters/") for name in files) == images
+    for processes in _counts(pytestconfig):
+        _assert_same_files(files, _contents(tmp_path / f"{processes}"))
 
 
 def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):

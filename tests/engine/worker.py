@@ -1,13 +1,15 @@
 """A script as tests run it in several processes: `-m tests.engine.worker FILE SCRIPT ARGUMENT...`.
 
 The first process writes the gradients of the first optimiser step to FILE, in the order of the
-optimiser's parameters, None where there is none.
+optimiser's parameters, None where there is none. Fits are cut short.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
+import fit
 from tests.commands import SCRIPTS
 from util import distributed
 from util.errors import run_cli
@@ -25,6 +27,8 @@ def main(argv) -> None:
         return optimizer.step()
 
     torch.optim.Adam.step = first
+    few = {"headings": 2, "kept": 1, "round_steps": (2, 2), "body_steps": 2, "deform_steps": 2}
+    fit.FIT = replace(fit.FIT, modes=20, **few)
     SCRIPTS[script].main(arguments)
 
 
