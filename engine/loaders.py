@@ -119,6 +119,7 @@ def _kill_stopped(pids: tuple[int, ...]) -> None:
             if seconds[pid] >= STOPPED:
                 _killed.append(pid)
                 os.kill(pid, signal.SIGKILL)
+                break  # one is enough to end the run; a second would fall into its handling
 
 
 class _Loader(DataLoader):
