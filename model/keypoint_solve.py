@@ -8,11 +8,13 @@ from torch import nn
 from smal_model import NUM_BETAS, SMAL
 from smal_model.joints import KEYPOINT_JOINTS, NUM_KEYPOINTS
 from smal_model.lbs import kinematic_chain, rodrigues
-from util.camera import FOCAL, HALF_CROP, project
+from util.camera import DISTANCE, FOCAL, HALF_CROP, project
 
 from .keypoint_maps import Keypoints
 
 MOVES = 4  # x, y, z of the body, log of the focal length
+LONGEST = 1.0  # step of any parameter
+NEAREST = 3.0  # the root may come to the camera, body units
 START = {"rotations": 0.25, "moves": 0.4, "betas": 0.4, "noise": 0.3}  # standard deviations
 
 
@@ -83,7 +85,7 @@ class KeypointSolve(nn.Module):
             scale, trans, pose, betas.
         """
         plane = project(joints[:, list(KEYPOINT_JOINTS)], scale)  # (B, 20, 3)
-        missing = (keypoints.xy.detach() - plane[..., :2]).flatten(1)  # (B, 40)
+        missing = (keypoints.xy.detach() - plane[..., :2]).flatten(1).clamp(-2, 2)  # (B, 40)
         rotations = rodrigues(pose.detach().unflatten(1, (-1, 3)))  # (B, J, 3, 3)
         nothing = torch.zeros_like(rotations[..., 0])
         world = kinematic_chain(rotations, nothing, self.parents, self.levels)[..., :3]
@@ -92,15 +94,22 @@ class KeypointSolve(nn.Module):
         spread = derivative * (2 * prior).exp()  # (B, 40, P)
         noise = keypoints.variance.detach() * (2 * self.log_noise).exp()  # (B, 20)
         seen = spread @ derivative.mT + noise.repeat_interleave(2, 1).diag_embed()  # (B, 40, 40)
-        step = (spread.mT @ torch.linalg.solve(seen, missing[..., None])).squeeze(-1)  # (B, P)
+        pull, singular = torch.linalg.solve_ex(seen, missing[..., None])
+        step = (spread.mT @ pull).squeeze(-1)  # (B, P)
+        # a body that crosses the camera has no derivative to follow: it stays
+        step = torch.where((singular[:, None] == 0) & step.isfinite(), step, 0)
         count = rotations.shape[1]
-        turns, moves, shape = step.split([3 * count, MOVES, NUM_BETAS], 1)
+        turns, moves, shape = step.clamp(-LONGEST, LONGEST).split([3 * count, MOVES, NUM_BETAS], 1)
+        near = NEAREST - DISTANCE - joints[:, 0, 2].detach()  # (B,) to go at least
+        moves = torch.cat(
+            [moves[:, :2], torch.maximum(moves[:, 2], near)[:, None], moves[:, 3:]], 1
+        )
         # a turn in space, before the joint's own rotation, as its parent sees it
         above = world[:, self.parents].clone()
         above[:, 0] = torch.eye(3, dtype=pose.dtype, device=pose.device)
         turns = (above.mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(-1)  # (B, J, 3)
         pose = compose(turns, pose.unflatten(1, (-1, 3))).flatten(1)
-        scale = (1 + scale) * moves[:, 3:].clamp(-1, 1).exp() - 1
+        scale = (1 + scale) * moves[:, 3:].exp() - 1
         return scale, trans + moves[:, :3], pose, betas + shape
 
     def derivative(self, world, joints, plane, scale) -> torch.Tensor:
@@ -111,7 +120,7 @@ class KeypointSolve(nn.Module):
             plane: (B, 20, 3) projected keypoints and their depth. scale: (B, 1).
         """
         count = world.shape[1]
-        depth = plane[..., 2:]  # (B, 20, 1)
+        depth = plane[..., 2:].clamp_min(1)  # (B, 20, 1)
         gain = FOCAL * (1 + scale[:, None]) / (HALF_CROP * depth)
         zero = torch.zeros_like(gain)
         x, y = plane[..., :1], plane[..., 1:2]

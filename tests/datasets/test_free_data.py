@@ -95,7 +95,7 @@ def test_dog_pose_labels_that_lie_are_listed(tmp_path, capsys):
     (labels / "dog_4.txt").write_text(label_line(entries[4]).replace(" 1.000000", " nan", 1))
     (tmp_path / "dog-pose/images/train/dog_5.png").write_bytes(b"")
     with open(labels / "dog_6.txt", "a") as file:
-        file.write(label_line(entries[6]))  # a second dog
+        file.write(label_line(entries[5]))  # a second dog
     dataset = build_dataset("dog_pose", tmp_path, "train")
     assert dataset.names == ["dog_4", "dog_6_6", "dog_6_7"]
     assert dataset[0]["keypoints"][:, 2].sum() == 19

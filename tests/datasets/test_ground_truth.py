@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from datasets.ground_truth import read_ground_truth
+from datasets.ground_truth import read_arrays
 from util.errors import InputError
 
 
@@ -43,7 +43,7 @@ def write(path, members):
 def test_arrays_are_as_numpy_reads_them(tmp_path, change, version):
     path = tmp_path / "a.npz"
     write(path, {name: npy(change(array), version) for name, array in arrays().items()})
-    found = read_ground_truth(path)
+    found = read_arrays(path)
     with np.load(path) as expected:
         assert found.keys() == set(expected.files)
         for name, array in found.items():
@@ -55,7 +55,7 @@ def test_arrays_of_one_header_are_not_mixed_up(tmp_path):
     for number in range(3):
         array = np.full((7, 3), number)
         write(tmp_path / "a.npz", {k: npy(v) for k, v in (arrays() | {"verts": array}).items()})
-        assert (read_ground_truth(tmp_path / "a.npz")["verts"] == number).all()
+        assert (read_arrays(tmp_path / "a.npz")["verts"] == number).all()
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_damage_is_named(tmp_path, damage):
     path = tmp_path / "a.npz"
     write(path, {k: damage(npy(v)) if k == "verts" else npy(v) for k, v in arrays().items()})
     with pytest.raises(InputError, match=r"a\.npz.*make the data set again"):
-        read_ground_truth(path)
+        read_arrays(path)

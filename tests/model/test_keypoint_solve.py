@@ -121,3 +121,17 @@ def test_widths_and_earlier_estimates_learn_through_a_step(smal):
     keypoints_of(smal, *after)[1].square().sum().backward()
     for value in (*state, *solve.parameters()):
         assert value.grad.isfinite().all() and value.grad.abs().sum() > 0
+
+
+def test_a_body_at_the_camera_steps_back_and_no_step_is_wild(smal):
+    scale, trans, pose, betas = parameters(smal)
+    trans[:, 2] = torch.tensor([-19.9, -20.0, -25.0])
+    scale[:] = -0.9
+    joints, plane = keypoints_of(smal, scale, trans, pose, betas)
+    seen = torch.rand(BATCH, 20, 2) - 0.5
+    keypoints = Keypoints(torch.empty(0), seen, torch.ones(3, 20), torch.full((BATCH, 20), 1e-4))
+    state = KeypointSolve(smal)(scale, trans, pose, betas, joints, keypoints)
+    assert all(value.isfinite().all() for value in state)
+    root = keypoints_of(smal, *state)[0][:, 0, 2]
+    assert (20 + root).min() > 2.5  # and projects to finite places
+    assert (state[3] - betas).abs().max() <= 1
