@@ -35,6 +35,7 @@ from util.errors import InputError, run_cli
 
 def main(argv=None) -> int:
     args = demo_parser().parse_args(argv)
+    paths = find_media(args.input)
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
@@ -50,7 +51,6 @@ def main(argv=None) -> int:
     build.make_output_dir(args.output_dir)
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
-    paths = find_media(args.input)
     for path in other_files(args.input, paths):
         print(f"left out: {path} is neither photograph nor video", file=sys.stderr)
     failed: list[str] = []
@@ -65,7 +65,11 @@ def main(argv=None) -> int:
         names=[name for name, _ in photographs],
     )
     for photograph in tqdm(reader, desc="photographs", total=len(photographs)):
-        animals = animals_of(photograph, args.bbox, detector)
+        try:
+            animals = animals_of(photograph, args.bbox, detector)
+        except InputError as error:
+            failed.append(str(error))
+            continue
         batch += tasks_of(photograph, animals, config.img_res, taken)
         while len(batch) >= args.batch_size:
             predict(batch[: args.batch_size], predictor, gallery)
@@ -95,6 +99,11 @@ def other_files(inputs: list[Path], paths: list[Path]) -> list[Path]:
 def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[Animal]:
     """The animals of a photograph: that of --bbox, of its mask, or what is detected."""
     if bbox is not None:
+        x, y, w, h = bbox
+        height, width = photograph.image.shape[:2]
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            size = f"{width} x {height} pixels"
+            raise InputError(f"{photograph.path} has {size}: the box of --bbox lies outside it")
         return [Animal(np.array(bbox), photograph.mask)]
     if photograph.mask is not None:
         return [Animal(np.array(photograph.box, float), photograph.mask)]

@@ -220,3 +220,10 @@ def test_a_second_animal_does_not_take_the_name_of_another_photograph(
     assert demo.main(_arguments(runs, data, out, folder)) == 0
     names = {p.name.removesuffix("_overlay.png") for p in out.glob("*_overlay.png")}
     assert names == {"dog_1_", "dog_2_", "dog_2_1", "dog_2_2"}
+
+
+def test_a_box_outside_the_photograph_is_named(runs, data, dog, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert demo.main(_arguments(runs, data, out, dog, "--bbox", "320,10,50,50")) == 1
+    assert "dog.jpg has 320 x 240 pixels: the box of --bbox" in capsys.readouterr().err
+    assert not list(out.glob("*_overlay.png"))
