@@ -171,8 +171,8 @@ def make_crop(
     crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
     # Saturated pixels count as outside the image, as in the published protocol; the gain comes
     # after this.
-    red, green, blue = cv2.split((crop < 255).view(np.uint8))
-    border_mask = (red & green & blue).astype(np.float32)
+    below: list = list(cv2.split((crop < 255).view(np.uint8)))  # red, green, blue
+    border_mask = (below[0] & below[1] & below[2]).astype(np.float32)
     if img_res != CROP:
         shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
