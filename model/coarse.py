@@ -20,7 +20,7 @@ from .outputs import Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
 ROUNDS = 2  # corrections of the estimate by the heat maps, learned ones
-STEPS = 3  # and steps to the most likely body
+STEPS = 6  # and steps to the most likely body
 NORM_GROUPS = 128  # or the largest divisor of it that divides the channels
 # 120 degrees about (-1, 1, 1): the animal faces the camera, upright.
 GLOBAL_ROTATION = (-1.20919958, 1.20919958, 1.20919958)

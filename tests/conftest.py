@@ -12,6 +12,16 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_goes_back():
+    """Runs in this process leave its allocator alone: other tests measure what memory grows."""
+    from engine import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "keep_freed_memory", lambda: False)
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--many_processes", action="store_true", help="slow tests of several processes too"
