@@ -10,7 +10,7 @@ from torch import nn
 
 import render
 from model.keypoint_maps import keypoint_weights, map_loss
-from model.outputs import Estimate, Prediction
+from model.outputs import Answer, Estimate, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
 from smal_model.mesh import SparseMap, adjacency
@@ -77,7 +77,8 @@ def term_weights(batch: dict) -> dict[str, torch.Tensor]:
     known["maps"] = keypoint_weights(batch["keypoints"], batch["has_keypoints"])
     every = batch["has_keypoints"].new_ones(len(batch["has_keypoints"]))
     names = [f.name for f in fields(LossWeights) if f.name not in ("alpha", "beta")]
-    return {name: known.get(name, every).double().sum() for name in names}
+    weights = {name: known.get(name, every).double().sum() for name in names}
+    return weights | {f"before_{name}": weight for name, weight in weights.items()}
 
 
 def _alone(sums: torch.Tensor) -> torch.Tensor:
@@ -281,4 +282,26 @@ class Criterion(nn.Module):
             "param": lambda: self._fitted(out, batch),
             "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
         }
-        return {name: weight * compute[name]() for name, weight in self.weights.terms.items()}
+        terms = {name: weight * compute[name]() for name, weight in self.weights.terms.items()}
+        if out.before is not None:
+            terms |= self._before(out.before, batch, masks_alone)
+        return terms
+
+    def _before(self, answer: Answer, batch: dict, masks_alone) -> dict[str, torch.Tensor]:
+        """The terms of the coarse answer before the steps to the heat maps, as `before_<term>`.
+
+        Without them that answer drifts to where only the steps lead back.
+        """
+        coarse = answer.coarse
+        compute: dict[str, Callable] = {
+            "kpts": lambda: self._keypoints(coarse, batch),
+            "dice": lambda: self._silhouette(coarse, batch, masks_alone),
+            "verts": lambda: self._known(root_distance(coarse, batch), batch),
+            "pose": lambda: self._known(
+                rotation_distance(answer.pose, batch["gt_rotations"]), batch
+            ),
+            "betas": lambda: self._known((answer.betas - batch["gt_betas"]).pow(2).mean(1), batch),
+            "camera": lambda: self._known(camera_distance(coarse, batch), batch),
+        }
+        terms = self.weights.terms.items()
+        return {f"before_{k}": weight * compute[k]() for k, weight in terms if k in compute}

@@ -16,11 +16,11 @@ from util.errors import InputError
 from .backbone import Backbone, build_backbone
 from .keypoint_maps import PER_KEYPOINT, KeypointMaps, Keypoints, regressor
 from .keypoint_solve import KeypointSolve
-from .outputs import Estimate, ImageFeatures, Prediction
+from .outputs import Answer, Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
 ROUNDS = 2  # corrections of the estimate by the heat maps, learned ones
-STEPS = 6  # and steps to the most likely body
+STEPS = 4  # and steps to the most likely body
 NORM_GROUPS = 128  # or the largest divisor of it that divides the channels
 # 120 degrees about (-1, 1, 1): the animal faces the camera, upright.
 GLOBAL_ROTATION = (-1.20919958, 1.20919958, 1.20919958)
@@ -211,7 +211,7 @@ class CoarseModel(nn.Module):
             wanted = f"expected (B, {', '.join(map(str, expected))})"
             raise ValueError(f"image batch of shape {tuple(image.shape)}, {wanted}")
         z, flat, maps = self.encoder(image, self.bf16 and torch.is_grad_enabled())
-        keypoints = None
+        keypoints = before = None
         if self.has_maps:
             keypoints = self.keypoint_maps(maps)
             z = z + self.lift(keypoints.flat)
@@ -228,6 +228,7 @@ class CoarseModel(nn.Module):
             for _ in range(ROUNDS):
                 values, body = self._corrected(values, body, keypoints, z)
             scale, trans, pose, betas, logscale = values
+            before = Answer(Estimate(body.verts, body.joints, scale), pose, betas)
             for _ in range(STEPS):
                 scale, trans, pose, betas = self.solve(
                     scale, trans, pose, betas, body.joints, keypoints
@@ -236,7 +237,7 @@ class CoarseModel(nn.Module):
         pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
         features = ImageFeatures(tuple(maps), pooled)
-        return Prediction(estimate, trans, pose, betas, logscale, features, keypoints)
+        return Prediction(estimate, trans, pose, betas, logscale, features, keypoints, before)
 
     def _corrected(self, values, body, keypoints: Keypoints, z):
         """The parameters moved by what their projection lacks from the heat maps, and their body.

@@ -56,6 +56,15 @@ class Estimate:
 
 
 @dataclass
+class Answer:
+    """An estimate of the coarse network and what shaped it: pose (B, 3 J), betas (B, 20)."""
+
+    coarse: Estimate
+    pose: torch.Tensor
+    betas: torch.Tensor
+
+
+@dataclass
 class Prediction:
     """The networks' answer for a batch of images.
 
@@ -67,6 +76,7 @@ class Prediction:
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
     features: what the refiner sees of the image.
     keypoints: the keypoints as heat maps, None where the network has none.
+    before: the coarse answer before it was moved to these keypoints, or None.
     """
 
     coarse: Estimate
@@ -76,6 +86,7 @@ class Prediction:
     betas_logscale: torch.Tensor | None
     features: ImageFeatures
     keypoints: Keypoints | None = None
+    before: Answer | None = None
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None
     fitted: Estimate | None = None

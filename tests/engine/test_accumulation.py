@@ -86,7 +86,7 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(synthetic_body):
         terms = loop.add_gradients(step, batch, torch.device("cpu"), parts)
         found.append((terms, {n: p.grad for n, p in model.named_parameters()}))
     (terms, gradients), (others, other) = found
-    assert terms.keys() == others.keys() == {*WEIGHTS.terms, "loss"}
+    assert terms.keys() == others.keys() > {*WEIGHTS.terms, "loss"}
     for name, value in terms.items():
         assert others[name].item() == pytest.approx(value.item(), rel=1e-4), name
     largest = max(g.abs().max() for g in gradients.values() if g is not None)

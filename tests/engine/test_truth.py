@@ -6,6 +6,9 @@ import torch
 import eval as eval_script
 import main
 import main_meshgraph
+from engine.losses import Criterion, LossWeights
+from model import CoarseModel
+from smal_model import SMAL, priors
 from tests.commands import SMALL, fails
 from tests.engine.few import read_content
 
@@ -24,7 +27,8 @@ def stage1(data, tmp_path_factory):
 def test_terms_are_logged_and_resuming_is_exact(stage1, data, tmp_path):
     run, folder = stage1
     line = (folder / "log.txt").read_text().splitlines()[-1]
-    for term in ("maps", "verts", "pose", "betas", "camera", "dice"):
+    moved = ("kpts", "verts", "pose", "betas", "camera", "dice")
+    for term in ("maps", *moved, *(f"before_{name}" for name in moved)):
         assert f"  {term} " in line
     content = read_content(folder / "checkpoint.pth.tar")
     assert content["options"]["keypoint_maps"] is True
@@ -34,6 +38,22 @@ def test_terms_are_logged_and_resuming_is_exact(stage1, data, tmp_path):
     again = read_content(tmp_path / "checkpoint.pth.tar")
     for name, value in content["state_dict"].items():
         assert torch.equal(value, again["state_dict"][name]), name
+
+
+def test_the_answer_before_the_steps_has_losses_of_its_own(synthetic_body):
+    smal, folder = SMAL(synthetic_body / "smal"), synthetic_body
+    model = CoarseModel(smal, "resnet18", img_res=64, keypoint_maps=True).eval()
+    prior = priors.shape_prior("smal", smal, folder), priors.pose_prior("smal", folder)
+    out = model(torch.randn(2, 3, 64, 64))
+    batch = {"keypoints": torch.cat([224 * torch.rand(2, 20, 2), torch.ones(2, 20, 1)], -1)}
+    batch |= {"has_keypoints": torch.tensor([True, True])}
+    criterion = Criterion(LossWeights(betas_prior=0, pose_prior=0), smal, *prior)
+    terms = criterion(out, batch)
+    assert terms.keys() == {"kpts", "before_kpts"}
+    assert terms["kpts"].item() != pytest.approx(terms["before_kpts"].item(), rel=1e-3)
+    out.coarse = out.before.coarse
+    same = criterion(out, batch)
+    assert same["kpts"].item() == terms["before_kpts"].item()
 
 
 def test_the_frozen_maps_are_as_they_were(stage1, data, tmp_path):
