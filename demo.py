@@ -166,6 +166,9 @@ def body_folder(args) -> Path:
     The network that comes with the program is of the embedded body, whatever these hold.
     """
     folder = build.param_dir(args)
+    if args.checkpoint == PRETRAINED and args.param_dir:
+        own = "the network that comes with the program has its own body"
+        raise InputError(f"--param_dir {args.param_dir}: {own}; leave it out, or give --checkpoint")
     if args.checkpoint != PRETRAINED and (folder / "smal").is_dir():
         return folder
     own = args.output_dir / "body"

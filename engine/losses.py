@@ -260,40 +260,12 @@ class Criterion(nn.Module):
             values = torch.cat([values, out.betas_logscale], 1)
         return self.shape_prior(values, distributed.mean)
 
-    def forward(self, out: Prediction, batch: dict) -> dict[str, torch.Tensor]:
-        """Weighted terms by name; their sum is the loss. batch: samples of a data set, collated."""
-        coarse, refined, mean = out.coarse, out.finest, distributed.mean
+    def _answer(self, answer: Answer | Prediction, batch: dict) -> dict[str, Callable]:
+        """The terms of a coarse answer: that of the networks, and before its Kalman steps."""
+        coarse = answer.coarse
         # vertices that are known say more than their outline
         masks_alone = ~batch["has_truth"] if self.weights.verts else None
-        compute: dict[str, Callable] = {
-            "kpts": lambda: self._keypoints(coarse, batch),
-            "betas_prior": lambda: self._shape(out),
-            "pose_prior": lambda: self.pose_prior(out.pose, mean),
-            "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high, mean),
-            "dice": lambda: self._silhouette(coarse, batch, masks_alone),
-            "kpts_refine": lambda: self._keypoints(refined, batch),
-            "dice_refine": lambda: self._silhouette(refined, batch),
-            "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
-            "maps": lambda: self._maps(out, batch),
-            "verts": lambda: self._known(root_distance(coarse, batch), batch),
-            "pose": lambda: self._known(rotation_distance(out.pose, batch["gt_rotations"]), batch),
-            "betas": lambda: self._known((out.betas - batch["gt_betas"]).pow(2).mean(1), batch),
-            "camera": lambda: self._known(camera_distance(coarse, batch), batch),
-            "param": lambda: self._fitted(out, batch),
-            "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
-        }
-        terms = {name: weight * compute[name]() for name, weight in self.weights.terms.items()}
-        if out.before is not None:
-            terms |= self._before(out.before, batch, masks_alone)
-        return terms
-
-    def _before(self, answer: Answer, batch: dict, masks_alone) -> dict[str, torch.Tensor]:
-        """The terms of the coarse answer before the steps to the heat maps, as `before_<term>`.
-
-        Without them that answer drifts to where only the steps lead back.
-        """
-        coarse = answer.coarse
-        compute: dict[str, Callable] = {
+        return {
             "kpts": lambda: self._keypoints(coarse, batch),
             "dice": lambda: self._silhouette(coarse, batch, masks_alone),
             "verts": lambda: self._known(root_distance(coarse, batch), batch),
@@ -303,5 +275,36 @@ class Criterion(nn.Module):
             "betas": lambda: self._known((answer.betas - batch["gt_betas"]).pow(2).mean(1), batch),
             "camera": lambda: self._known(camera_distance(coarse, batch), batch),
         }
-        terms = self.weights.terms.items()
-        return {f"before_{k}": weight * compute[k]() for k, weight in terms if k in compute}
+
+    def forward(self, out: Prediction, batch: dict) -> dict[str, torch.Tensor]:
+        """Weighted terms by name; their sum is the loss.
+
+        Where the answer was moved to heat maps, `before_<term>` are those of the answer before:
+        without them it drifts to where only the steps lead back.
+
+        Args:
+            out: of the networks.
+            batch: samples of a data set, collated.
+        """
+        coarse, refined, mean = out.coarse, out.finest, distributed.mean
+        compute = self._answer(out, batch) | {
+            "betas_prior": lambda: self._shape(out),
+            "pose_prior": lambda: self.pose_prior(out.pose, mean),
+            "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high, mean),
+            "kpts_refine": lambda: self._keypoints(refined, batch),
+            "dice_refine": lambda: self._silhouette(refined, batch),
+            "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
+            "maps": lambda: self._maps(out, batch),
+            "param": lambda: self._fitted(out, batch),
+            "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
+        }
+        if out.before is not None:
+            before = self._answer(out.before, batch)
+            compute |= {f"before_{name}": term for name, term in before.items()}
+        weights = self.weights.terms
+        return {
+            name: weight * compute[name]()
+            for term, weight in weights.items()
+            for name in (term, f"before_{term}")
+            if name in compute
+        }

@@ -46,11 +46,11 @@ def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, default=PRETRAINED, metavar="FILE", help=help_text)
     help_text = f"folder of the results {shown}"
     add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
-    add("--data_dir", type=Path, default=Path("data"), help=f"folder that holds smal/ {shown}")
+    add("--data_dir", type=Path, default=Path("data"), help=f"with --checkpoint: of smal/ {shown}")
     add(
         "--param_dir",
         type=Path,
-        help="smal/ and mesh hierarchy, if elsewhere (default: --data_dir)",
+        help="with --checkpoint: smal/ and hierarchy, if elsewhere (default: --data_dir)",
     )
     add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
     add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")

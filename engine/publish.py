@@ -13,6 +13,8 @@ from .checkpoint_files import write_file
 
 KEPT = ("options", "stage", "training", "num_verts", "epoch", "step", "best_score")
 
+FOLDERS = ("data_dir", "fit_dir")  # of the machine on which it was trained
+
 
 def publish(source: Path, target: Path) -> None:
     """Writes a file of about half the size, without what only resuming needs.
@@ -36,7 +38,7 @@ def publish(source: Path, target: Path) -> None:
         if value.is_floating_point() and not weights[key].isfinite().all():
             raise InputError(f"{key} in {source} holds a number that half precision cannot hold")
     kept = {key: content[key] for key in KEPT if key in content}
-    kept["training"] = {k: v for k, v in kept["training"].items() if k != "data_dir"}
+    kept["training"] = {k: v for k, v in kept["training"].items() if k not in FOLDERS}
     write_file(target, {"state_dict": weights} | kept)
 
 

@@ -26,9 +26,9 @@ _HEADER = re.compile(
     r"\{'descr': '([^']{2,8})', 'fortran_order': (False|True),"
     r" 'shape': \(([\dL, ]{0,64})\), *\} *\n"
 )
-# What zipfile and zlib raise where an archive is damaged.
+# What zipfile and zlib raise on a damaged archive (RuntimeError: encrypted, or of a later version).
 _DAMAGE = (
-    *(ValueError, OverflowError, EOFError, NotImplementedError),
+    *(ValueError, OverflowError, EOFError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes

@@ -19,7 +19,8 @@ def test_a_published_file_is_small_and_scores_the_same(runs, data, tmp_path):
     assert target.stat().st_size < 0.6 * best.stat().st_size
     found, whole = load_checkpoint(target), load_checkpoint(source)
     assert found.options == whole.options and found.stage == 2 and not found.resumable
-    assert "data_dir" not in found.content["training"]
+    assert not {"data_dir", "fit_dir"} & set(found.content["training"])
+    assert b"/" + data.name.encode() not in target.read_bytes()
     kinds = {v.dtype for v in found.state_dict.values() if v.ndim > 1 and v.is_floating_point()}
     assert kinds == {torch.float16}
     reports = []
