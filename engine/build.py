@@ -124,13 +124,13 @@ def build_training_model(
     if args.prior_betas == "unity" and not config.betas_scale:
         prior = "--prior_betas unity is a prior over shape and log-scales"
         raise InputError(f"{prior}; it needs --betas_scale")
+    if args.w_maps and not config.keypoint_maps:
+        raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
     if checkpoint:
         model = load_network(config, param_dir(args), checkpoint)
     else:
         backbone = start_backbone(config, args.backbone_weights)
         model = build_network(config, param_dir(args), backbone)
-    if config.keypoint_maps is False and args.w_maps:
-        raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
     model.freeze_backbone(args.freeze_backbone)
     if args.freeze_bn:
         model.freeze_batch_norm()

@@ -82,7 +82,9 @@ def test_the_refiner_learns_from_ground_truth_too(stage1, tmp_path):
 
 def test_contradictions_are_refused(data, shared, tmp_path, capsys):
     run = ["main.py", "--data_dir", str(data), "--output_dir", str(tmp_path), *SMALL]
-    fails(capsys, [*run, "--w_maps", "1"], "--w_maps", "--keypoint_maps")
+    # before any work: the file that the backbone starts from does not exist
+    early = [*run, "--w_maps", "1", "--backbone_weights", "nowhere.pth"]
+    fails(capsys, early, "--w_maps", "--keypoint_maps")
     fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
     fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
     photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]
