@@ -12,12 +12,13 @@ from util.camera import HALF_CROP
 WIDTH = 96  # channels of the feature pyramid
 HIDDEN = 512  # of the regressors
 PER_KEYPOINT = 3  # numbers: x, y, confidence
+SHARPNESS = 3.0  # of the softmax that gives the places: the mean of two peaks is at neither
 
 
 class Keypoints(NamedTuple):
     """Where an image shows the keypoints.
 
-    maps: (B, 20, H, W) logits; a softmax over places makes each a distribution.
+    maps: (B, 20, H, W) logits; a softmax over places of SHARPNESS times them is a distribution.
     xy: (B, 20, 2) its mean, x right, y up, in [-1, 1] inside the crop (util.camera).
     confidence: (B, 20) in (0, 1], 1 where the distribution is one place.
     variance: (B, 20) of it, mean of both axes.
@@ -76,7 +77,7 @@ class KeypointMaps(nn.Module):
             y = lateral(level)
             x = mix(y if x is None else y + F.interpolate(x, y.shape[2:]))  # (B, WIDTH, H, W)
         maps = self.maps(x).float()  # (B, 20, H, W), stride 8
-        places = maps.flatten(2).softmax(-1)  # (B, 20, H W)
+        places = (SHARPNESS * maps.flatten(2)).softmax(-1)  # (B, 20, H W)
         centres = cell_centres(maps.shape[2], maps.shape[3], maps)
         xy = places @ centres
         variance = (places @ centres.pow(2) - xy.pow(2)).mean(-1).clamp_min(1e-4)
