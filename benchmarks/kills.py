@@ -15,12 +15,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 import main
 from datasets.stanford import StanfordExtra
@@ -56,11 +58,17 @@ class Outcome:
 
 
 def start(command: list[str], output: Path) -> int:
-    """Runs the training script in a child of this process, which has everything imported."""
+    """Runs the training script in a child of this process, which has everything imported.
+
+    A child that takes longer than RUN_LIMIT is ended by SIGALRM.
+    """
     pid = os.fork()
     if pid:
         return pid
     status = 1
+    signal.alarm(RUN_LIMIT)
+    # tqdm's lock is one for all processes: killed with it in hand, a child would stop all others
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     try:
         file = open(output, "w", buffering=1)

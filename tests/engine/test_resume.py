@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from benchmarks import kills
 from engine.run_folder import BEST, PREVIOUS
@@ -31,6 +32,15 @@ def _term(_):
 def test_ten_kills_lose_nothing(data, tmp_path):
     found = kills.run(data, tmp_path, kills=10, seed=3)
     assert found.losses == [] and found.kills == 10 and found.runs >= 1
+
+
+def test_a_run_killed_in_its_progress_bar_stops_no_other(data, tmp_path, monkeypatch):
+    tqdm(disable=True)  # this process has made the lock
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda _: (tqdm.get_lock().acquire(), os.kill(os.getpid(), 9)))
+        assert train_apart(data, tmp_path / "killed")[0] == -9
+    monkeypatch.setattr(kills, "RUN_LIMIT", 60)
+    assert train_apart(data, tmp_path / "other")[0] == 0
 
 
 @pytest.mark.parametrize("step", [2, 5, 8])
