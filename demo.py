@@ -142,8 +142,7 @@ def predict_video(
     def frames() -> Iterator[np.ndarray]:
         return (photograph.image for photograph in read_video(path))
 
-    box = None if args.bbox is None else [Animal(np.array(args.bbox))]
-    animals = follow([box or find_animals(image, detector) for image in frames()])
+    animals = follow([animals_of(frame, args.bbox, detector) for frame in read_video(path)])
     parts: list = []
     crops: list = []
     samples: list[dict] = []

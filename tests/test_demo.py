@@ -185,6 +185,16 @@ def _write_video(path, image, code="mp4v"):
     writer.release()
 
 
+def test_a_box_outside_a_video_is_named(runs, data, dog, tmp_path, capsys):
+    path = tmp_path / "walk.mp4"
+    _write_video(path, cv2.imread(str(dog)))
+    arguments = _arguments(runs, data, tmp_path / "out", path, "--bbox", "400,10,50,50")
+    assert demo.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"{path} has 320 x 240 pixels: the box of --bbox lies outside it" in said
+    assert not list((tmp_path / "out").glob("walk*"))
+
+
 def test_files_of_one_name_keep_all_their_results(runs, data, dog, tmp_path):
     """Photographs, videos and both, in one folder or in several."""
     image = cv2.imread(str(dog))
