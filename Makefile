@@ -12,10 +12,12 @@ COMMON := --data_dir $(DATA) --num_works 1
 LEARN := $(COMMON) --no_augment --flip --w_pose_prior 5 --schedule cosine --nEpochs 1000
 REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 10 --w_dice_refine 4500 --alpha 0.5 --beta 0.5 --w_arap 3500
 
-.PHONY: demo test clean-demo
+FIRST := $(OUT)/$(if $(PHOTOS),photos,first)
 
-demo: $(OUT)/first/.done $(OUT)/results/.done
-	@echo "The network that comes with the program: open $(OUT)/first/index.html."
+.PHONY: demo test clean-demo FORCE
+
+demo: $(FIRST)/.done $(OUT)/results/.done
+	@echo "The network that comes with the program: open $(FIRST)/index.html."
 	@echo "The three stages trained here: open $(OUT)/results/index.html."
 	@echo "Training curves and images: $(VENV)/bin/tensorboard --logdir $(OUT)"
 
@@ -45,10 +47,13 @@ $(DATA)/synthetic.json: | $(VENV)/.installed
 $(WIDE)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m synthetic --data_dir $(WIDE) --preset wide --num_images 400 --seed 1000
 
-# PHOTOS=folder: your own photographs, without annotations.
-$(OUT)/first/.done: $(if $(PHOTOS),$(VENV)/.installed,$(WIDE)/synthetic.json)
-	$(if $(PHOTOS),$(PYTHON) demo.py $(PHOTOS) --output_dir $(OUT)/first,\
-	$(PYTHON) eval.py --data_dir $(WIDE) --num_works 1 --resume pretrained/dogs.pth.tar --local_feat --save_results --output_dir $(OUT)/first)
+$(OUT)/first/.done: $(WIDE)/synthetic.json
+	$(PYTHON) eval.py --data_dir $(WIDE) --num_works 1 --resume pretrained/dogs.pth.tar --local_feat --save_results --output_dir $(OUT)/first
+	touch $@
+
+# PHOTOS=folder: your own photographs, anew each time; one that cannot be read stops nothing.
+$(OUT)/photos/.done: FORCE | $(VENV)/.installed
+	-$(PYTHON) demo.py $(PHOTOS) --output_dir $(OUT)/photos
 	touch $@
 
 # Each stage ends in time on any machine, its learning rate falling to 0.

@@ -31,6 +31,8 @@ _KINDS: dict[str, Any] = {
     "best_score": float, "log": list, "progress": dict, "skipped": int, "learning_weights": dict,
 }  # fmt: skip
 
+PUBLISHED_INPUTS = 3 + 2048  # of the published refiner at a vertex, without local features
+
 
 @dataclass
 class Checkpoint:
@@ -47,8 +49,11 @@ class Checkpoint:
 
     @property
     def options(self) -> dict:
-        """What shaped the network, flat; empty in files that do not say."""
-        return self.content.get("options") or {}
+        """What shaped the network, flat; of files that do not say, what the weights tell."""
+        first = self.state_dict.get("graphnet.lin1.W")
+        if "options" in self.content or first is None:
+            return self.content.get("options") or {}
+        return {"local_feat": first.shape[-1] > PUBLISHED_INPUTS}
 
     @property
     def refined(self) -> bool:

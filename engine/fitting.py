@@ -28,8 +28,8 @@ from util.camera import CROP, DISTANCE, FOCAL, HALF_CROP, to_pixels
 from .fit_terms import FitSettings, Labels, State, Terms
 
 FIT = FitSettings()
-# Test-time refinement: 100 steps, stiffer than a new fit.
-REFINEMENT = FitSettings(body_steps=40, deform_steps=60, w_stretch=10.0)
+# Test-time refinement: 100 steps, stiffer than a new fit and near the network's answer.
+REFINEMENT = FitSettings(body_steps=40, deform_steps=60, w_stretch=10.0, w_start=20.0)
 FACING = (-1.20919958, 1.20919958, 1.20919958)  # axis-angle: upright, facing the camera
 START_DEPTH = 1.0  # trans z of a new fit, body units
 FADE = 0.1  # last over first learning rate

@@ -10,7 +10,7 @@ from util import distributed
 
 def _per_channel(x: torch.Tensor) -> torch.Tensor:
     """Sums (C,) of x (B, C, ...) as float64, and added so where x is contiguous."""
-    kind = torch.float64 if x.is_contiguous() else torch.float32  # of channels-last: 12 times faster
+    kind = torch.float64 if x.is_contiguous() else torch.float32  # channels-last: 12 times faster
     return x.sum([0, *range(2, x.ndim)], dtype=kind).double()
 
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 import eval as eval_script
+from engine.build import load_network
+from engine.checkpoint import load_checkpoint
+from model import NetworkConfig
 
 
-def test_published_layout_goes_through_evaluation(shared, tmp_path):
+def _published(shared, path, layout="local_feat"):
     """Random weights under the published keys and prefix, NumPy scalars, old file format."""
-    layout = json.loads((shared / "golden" / "state_dict_keys.json").read_text())["local_feat"]
+    layout = json.loads((shared / "golden" / "state_dict_keys.json").read_text())[layout]
     generator = torch.Generator().manual_seed(0)
     state = {
         k: torch.zeros(s, dtype=torch.int64)
@@ -20,12 +23,25 @@ def test_published_layout_goes_through_evaluation(shared, tmp_path):
         for k, s in layout.items()
     }
     state = {k: v.abs() + 0.5 if k.endswith("running_var") else v for k, v in state.items()}
+    content = {"epoch": 7, "state_dict": state, "best_acc": np.float64(0.5)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def test_its_weights_tell_whether_features_are_local(shared, tmp_path):
+    """For demo.py, app.py and fit.py, which have no option that says it."""
     path = tmp_path / "stage3.pth.tar"
-    torch.save(
-        {"epoch": 7, "state_dict": state, "best_acc": np.float64(0.5)},
-        path,
-        _use_new_zipfile_serialization=False,
-    )
+    _published(shared, path)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.options == {"local_feat": True}
+    folder = shared / "samples"
+    load_network(NetworkConfig.from_dict(checkpoint.options, True), folder, checkpoint)
+    checkpoint.state_dict["graphnet.lin1.W"] = torch.zeros(512, 3 + 2048)
+    assert checkpoint.options == {"local_feat": False}
+
+
+def test_published_layout_goes_through_evaluation(shared, tmp_path):
+    path = tmp_path / "stage3.pth.tar"
+    _published(shared, path)
     arguments = [
         "--data_dir",
         str(shared / "samples"),
