@@ -11,7 +11,7 @@ from datasets.media import read_photograph
 from demo import animals_of, body_folder, predict, tasks_of
 from engine import build
 from engine.checkpoint import load_checkpoint
-from engine.detect import open_detector
+from engine.detect import open_detector, whole
 from engine.predict import Predictor
 from engine.prediction_options import app_parser
 from report.gallery import Gallery
@@ -58,7 +58,7 @@ def build_app(args):
             raise gradio.Error("Drop a photograph first.")
         try:
             photograph = read_photograph(upload, "photograph")
-            animals = animals_of(photograph, None, detector)
+            animals = animals_of(photograph, None, detector) or [whole(photograph.image)]
         except InputError as error:
             raise gradio.Error(str(error).replace(str(upload), "the photograph")) from None
         tasks = tasks_of(photograph, animals, config.img_res, taken=set())

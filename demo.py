@@ -23,7 +23,7 @@ from datasets.media import (
 )
 from engine import build
 from engine.checkpoint import load_checkpoint
-from engine.detect import Animal, Detector, find_animals, open_detector
+from engine.detect import Animal, Detector, open_detector, whole
 from engine.predict import Predictor, Task, sample_of
 from engine.prediction_options import PRETRAINED, demo_parser
 from engine.video import follow, smooth_prediction
@@ -54,6 +54,7 @@ def main(argv=None) -> int:
     for path in other_files(args.input, paths):
         print(f"left out: {path} is neither photograph nor video", file=sys.stderr)
     failed: list[str] = []
+    unmasked: list[str] = []
     named = list(zip(media_names(paths), paths, strict=True))
     videos = [(n, p) for n, p in named if p.suffix.lower() in VIDEO_SUFFIXES]
     photographs = [(n, p) for n, p in named if p.suffix.lower() not in VIDEO_SUFFIXES]
@@ -70,7 +71,11 @@ def main(argv=None) -> int:
         except InputError as error:
             failed.append(str(error))
             continue
-        batch += tasks_of(photograph, animals, config.img_res, taken)
+        animals = animals or [whole(photograph.image)]
+        tasks = tasks_of(photograph, animals, config.img_res, taken)
+        pairs = zip(tasks, animals, strict=True)
+        unmasked += [task.name for task, animal in pairs if animal.mask is None]
+        batch += tasks
         while len(batch) >= args.batch_size:
             predict(batch[: args.batch_size], predictor, gallery)
             batch = batch[args.batch_size :]
@@ -78,12 +83,15 @@ def main(argv=None) -> int:
         predict(batch, predictor, gallery)
     for name, path in tqdm(videos, desc="videos"):
         try:
-            predict_video(name, path, args, predictor, gallery, detector)
+            masked = predict_video(name, path, args, predictor, gallery, detector)
+            unmasked += [] if masked else [name]
         except InputError as error:
             failed.append(str(error))
 
     gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
     print(f"{len(gallery.images)} results are in {args.output_dir}: open index.html.")
+    if args.refine and unmasked:
+        print(f"not refined, since no mask is known: {', '.join(unmasked)}", file=sys.stderr)
     for fault in failed:
         print(f"not done: {fault}", file=sys.stderr)
     return 1 if failed else 0
@@ -97,7 +105,7 @@ def other_files(inputs: list[Path], paths: list[Path]) -> list[Path]:
 
 
 def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[Animal]:
-    """The animals of a photograph: that of --bbox, of its mask, or what is detected."""
+    """The animals of a photograph: that of --bbox, of its mask, or those detected, maybe none."""
     if bbox is not None:
         x, y, w, h = bbox
         height, width = photograph.image.shape[:2]
@@ -107,7 +115,7 @@ def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[
         return [Animal(np.array(bbox), photograph.mask)]
     if photograph.mask is not None:
         return [Animal(np.array(photograph.box, float), photograph.mask)]
-    return find_animals(photograph.image, detector)
+    return detector(photograph.image) if detector else []
 
 
 def tasks_of(
@@ -136,13 +144,20 @@ def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery) -> None:
 
 def predict_video(
     name: str, path: Path, args, predictor: Predictor, gallery: Gallery, detector
-) -> None:
-    """Follows one animal through a video: boxes first, then parameters, then images."""
+) -> bool:
+    """Follows one animal through a video: boxes first, then parameters, then images.
+
+    Returns:
+        Whether its mask is known in some frame.
+    """
 
     def frames() -> Iterator[np.ndarray]:
         return (photograph.image for photograph in read_video(path))
 
-    animals = follow([animals_of(frame, args.bbox, detector) for frame in read_video(path)])
+    found = [animals_of(frame, args.bbox, detector) for frame in read_video(path)]
+    if not any(found):
+        found = [[whole(image)] for image in frames()]
+    animals = follow(found)
     parts: list = []
     crops: list = []
     samples: list[dict] = []
@@ -157,6 +172,7 @@ def predict_video(
     out = smooth_prediction(parts, predictor.model.smal)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
     gallery.add_video(name, frames(), out, crops, rate)
+    return any(animal.mask is not None for animal in animals)
 
 
 def body_folder(args) -> Path:
@@ -165,14 +181,15 @@ def body_folder(args) -> Path:
     The network that comes with the program is of the embedded body, whatever these hold.
     """
     folder = build.param_dir(args)
-    if args.checkpoint == PRETRAINED and args.param_dir:
+    own_network = args.checkpoint.resolve() == PRETRAINED.resolve()
+    if own_network and args.param_dir:
         own = "the network that comes with the program has its own body"
         raise InputError(f"--param_dir {args.param_dir}: {own}; leave it out, or give --checkpoint")
-    if args.checkpoint != PRETRAINED and (folder / "smal").is_dir():
+    if not own_network and (folder / "smal").is_dir():
         return folder
     own = args.output_dir / "body"
     if not (own / "smal").is_dir():
-        if args.checkpoint != PRETRAINED:
+        if not own_network:
             print(f"{folder} holds no body: the embedded one is made in {own}.")
         write_body(own, *PRESETS["wide"].priors())
     return own

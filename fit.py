@@ -15,11 +15,11 @@ from torch.utils.data import ConcatDataset
 import datasets
 from datasets import SPLITS
 from engine import build
-from engine.checkpoint import load_checkpoint
 from engine.evaluate import score_images
 from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader
 from engine.prediction_options import fit_parser
+from engine.resume import open_checkpoint
 from model.outputs import Prediction
 from report import tables
 from report.results import Results
@@ -40,7 +40,7 @@ def main(argv=None) -> None:
     folder = build.param_dir(args)
     network, img_res = None, CROP
     if args.resume:
-        checkpoint = load_checkpoint(args.resume)
+        checkpoint = open_checkpoint(args.resume)
         given = argparse.Namespace()  # the checkpoint alone shapes the networks
         config = build.resolve_network(given, checkpoint, checkpoint.refined)
         network = build.load_network(config, folder, checkpoint).to(device).eval()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from smal_model import NUM_BETAS, NUM_LOGSCALES
+from smal_model.joints import NAMES
 from util.errors import InputError
 
 from .ground_truth import Mirror, read_arrays, rotations_in_crop
@@ -14,8 +15,9 @@ from .transforms import Augmentation, box_center_and_side
 LEAST_IOU, LEAST_PCK = 0.8, 0.9  # of a good fit, of the body before its vertices are deformed
 SAME_CROP = 0.02  # fraction of the crop's side by which its centre and side may differ
 SHAPES = {  # of the arrays that are read of a file; None: of the body
-    "pose": (None,),
+    "pose": (3 * len(NAMES),),
     "betas": (NUM_BETAS,),
+    "del_v": (None, 3),
     "iou": (),
     "pck": (),
     "crop_center": (2,),
@@ -45,12 +47,12 @@ class Fits:
             raise InputError(f"{folder} holds no parameters/*.npz, expected the results of fit.py")
         self.num_files = len(paths)
         self._good: dict[str, dict[str, np.ndarray]] = {}
-        size = 3 * len(self.mirror.joints)
+        size = len(self.mirror.verts)
         for path in paths:
             fit = read_arrays(path, SHAPES, "run fit.py again", OPTIONAL)
-            if fit["pose"].shape != (size,):
-                found = f"{path} holds a pose of {len(fit['pose'])} numbers"
-                raise InputError(f"{found}, expected {size}: it is of another body")
+            if len(moved := fit.pop("del_v")) != size:
+                found = f"{path} is of a body of {len(moved)} vertices"
+                raise InputError(f"{found}, expected {size}: give the --param_dir of that fit")
             if _is_good(fit):
                 self._good[path.stem] = fit
 

@@ -46,13 +46,14 @@ class Mirror:
     def of_body(cls, folder: Path) -> "Mirror":
         """Of the body in a folder."""
         body = load_body(folder)
-        joints = body.J_regressor @ body.template  # (J, 3)
-        mirrored = joints * [1, -1, 1]
-        nearest = np.linalg.norm(mirrored[:, None] - joints, axis=-1).argmin(1)  # (J,)
-        places = {int(v): k for k, v in enumerate(body.landmarks)}
-        landmarks = [places[int(body.symmetry[v])] for v in body.landmarks]
-        more = len(joints) + np.array(landmarks)
-        return cls(body.symmetry, np.concatenate([nearest, more]), nearest)
+        joints = _mirrored(body.J_regressor @ body.template)  # (J,)
+        landmarks = _mirrored(body.template[body.landmarks])  # SMAL's are not quite symmetric
+        return cls(body.symmetry, np.concatenate([joints, len(joints) + landmarks]), joints)
+
+
+def _mirrored(points: np.ndarray) -> np.ndarray:
+    """(N,) of points (N, 3) the one nearest to each one's mirror image."""
+    return np.linalg.norm((points * [1, -1, 1])[:, None] - points, axis=-1).argmin(1)
 
 
 @lru_cache(maxsize=64)

@@ -119,7 +119,9 @@ def find_media(inputs: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, inputs):
         if path.is_dir():
             inside = [Path(root) / file for root, _, files in os.walk(path) for file in files]
-            inside = [p for p in sorted(inside) if p.suffix.lower() in known and not _is_mask(p)]
+            inside = [p for p in sorted(inside) if p.suffix.lower() in known]
+            named = {p.with_suffix("") for p in inside if p.suffix.lower() not in VIDEO_SUFFIXES}
+            inside = [p for p in inside if not _is_mask(p, named)]
             if not inside:
                 raise InputError(f"{path} holds no photograph or video")
             found += inside
@@ -132,12 +134,11 @@ def find_media(inputs: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _is_mask(path: Path) -> bool:
-    """Whether `path` is the mask of a photograph beside it."""
+def _is_mask(path: Path, named: set[Path]) -> bool:
+    """Whether `path` is the mask of one of the photographs, which are named without ending."""
     if not path.name.endswith(MASK_ENDING):
         return False
-    stem = path.name[: -len(MASK_ENDING)]
-    return any(p.is_file() for s in IMAGE_SUFFIXES for p in [path.with_name(stem + s)])
+    return path.with_name(path.name[: -len(MASK_ENDING)]) in named
 
 
 def media_names(paths: Sequence[Path]) -> list[str]:

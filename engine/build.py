@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 import datasets
 import render
 from datasets.fits import LEAST_IOU, LEAST_PCK
+from datasets.labelled import LabelledImages
 from model import CoarseModel, CoarseToFine, NetworkConfig, Networks, Prediction, build_backbone
 from model.backbone import Backbone
 from model.batch_norm import synchronize_batch_norm
 from model.config import network_options
 from smal_model import SMAL, MeshHierarchy
+from smal_model.body_files import load_body
 from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
 from util import distributed
@@ -126,16 +128,21 @@ def build_training_model(
         raise InputError(f"{prior}; it needs --betas_scale")
     if args.w_maps and not config.keypoint_maps:
         raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
+    if checkpoint and checkpoint.refined and config.refiner is None:
+        raise InputError(
+            f"{checkpoint.path} holds a refiner, of stage 2 or 3: main.py trains stage 1, "
+            "main_meshgraph.py the others"
+        )
     if checkpoint:
         model = load_network(config, param_dir(args), checkpoint)
     else:
         backbone = start_backbone(config, args.backbone_weights)
         model = build_network(config, param_dir(args), backbone)
+    if args.sync_bn and distributed.world_size() > 1 and not args.freeze_bn:
+        synchronize_batch_norm(model, device)  # first: it replaces modules
     model.freeze_backbone(args.freeze_backbone)
     if args.freeze_bn:
         model.freeze_batch_norm()
-    elif args.sync_bn and distributed.world_size() > 1:
-        synchronize_batch_norm(model, device)
     return model.to(device)
 
 
@@ -236,10 +243,19 @@ def build_test_set(args: argparse.Namespace, split: str, img_res: int, smal: SMA
         return sets.val, sets.excluded
     common = {"img_res": img_res, "ground_truth": True}
     dataset = datasets.build_dataset(args.dataset, args.data_dir, split, **common)
-    if dataset.has_ground_truth and len(dataset[0]["gt_verts"]) != smal.num_verts:
-        other = f"{dataset.root} holds images of another body than {param_dir(args)}"
-        raise InputError(f"{other}; leave out --param_dir")
+    check_body(dataset, smal.num_verts, args)
     return dataset, dataset.excluded
+
+
+def check_body(dataset: LabelledImages, num_verts: int, args: argparse.Namespace) -> None:
+    """Refuses ground truth of another body than the networks'."""
+    if not dataset.has_ground_truth:
+        return
+    found = len(dataset[0]["gt_verts"])
+    if found != num_verts:
+        other = f"{dataset.root} holds images of a body of {found} vertices, that of "
+        other += f"{param_dir(args)} has {num_verts}"
+        raise InputError(f"{other}; give --param_dir {dataset.root.parent}")
 
 
 def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch.device) -> Loaders:
@@ -248,6 +264,9 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if loss_weights(args).needs_truth and not train.has_ground_truth:
         terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
         raise InputError(f"{terms}: they need ground truth, and no training image has any")
+    num_verts = len(load_body(param_dir(args) / "smal").template)
+    for part in train.datasets if args.mix else [train]:
+        check_body(part, num_verts, args)
     if args.fit_dir:
         count = train.num_fitted
         if not count:
@@ -264,8 +283,10 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if not frozen and args.batch_size < 2:
         needs = "batch norm cannot learn from a single image"
         raise InputError(f"--batch_size 1: {needs}; give 2 or more, or --freeze_bn")
-    least = len(train) % args.batch_size or args.batch_size
-    share = min(part_sizes(least, args.grad_accum)) // distributed.world_size()
+    last = len(train) % args.batch_size
+    if last == 0 or (last == 1 and len(train) > args.batch_size):  # one left over joins a batch
+        last = args.batch_size
+    share = min(part_sizes(last, args.grad_accum)) // distributed.world_size()
     if not frozen and not args.sync_bn and distributed.world_size() > 1 and share < 2:
         few = "leaves a process fewer than two images of a batch to take batch norm from"
         raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")

@@ -28,7 +28,8 @@ from .schedule import AveragedWeights, Schedule
 LARGEST_OPTION = 4096  # of the network options that are numbers
 _KINDS: dict[str, Any] = {
     "options": dict, "training": dict, "stage": int, "num_verts": int, "epoch": int, "step": int,
-    "best_score": float, "log": list, "progress": dict, "skipped": int, "learning_weights": dict,
+    "best_score": float, "minutes": float, "log": list, "progress": dict, "skipped": int,
+    "learning_weights": dict,
 }  # fmt: skip
 
 PUBLISHED_INPUTS = 3 + 2048  # of the published refiner at a vertex, without local features
@@ -146,6 +147,8 @@ class TrainState:
             "skipped": self.skipped,
             "log": list(self.log),
         }
+        if self.schedule.max_minutes is not None:
+            state["minutes"] = self.schedule.minutes()
         if self.average:
             state["learning_weights"] = self.model.state_dict()
         return self.weights_dict() | state
@@ -180,6 +183,7 @@ class TrainState:
         self.best_score = content.get("best_score", -math.inf)
         self.progress = EpochProgress(**content.get("progress", {}))
         self.skipped, self.log = content.get("skipped", 0), list(content.get("log", []))
+        self.schedule.started -= 60 * content.get("minutes", 0.0)
 
     def load_optimizer(self, checkpoint: Checkpoint) -> None:
         """Takes over the optimiser's state, but not its learning rate.
@@ -195,7 +199,7 @@ class TrainState:
         fault = _optimizer_fault(saved, own, self.optimizer)
         if fault:
             reason = f"the optimiser state in {checkpoint.path} is of other parameters ({fault})"
-            raise InputError(f"{reason}: start without it")
+            raise InputError(f"{reason}: start from model_best.pth.tar of that run")
         self.optimizer.load_state_dict(own | {"state": saved["state"]})
 
 

@@ -102,8 +102,7 @@ def open_detector(choice: str, weights: Path | None, device: torch.device) -> De
         return None
 
 
-def find_animals(image: np.ndarray, detector: Detector | None) -> list[Animal]:
-    """The detected animals of an image (H, W, 3) uint8, else one that fills it."""
-    found = detector(image) if detector else []
+def whole(image: np.ndarray) -> Animal:
+    """An animal that fills an image (H, W, 3)."""
     height, width = image.shape[:2]
-    return found or [Animal(np.array([0.0, 0.0, width, height]))]
+    return Animal(np.array([0.0, 0.0, width, height]))

@@ -1,6 +1,7 @@
 """Batches: their order, the loader, the way to the device."""
 
 import ctypes
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -165,6 +166,8 @@ def make_loader(
     """
     cores = max(1, distributed.cores() // distributed.local_world_size())
     num_workers = min(num_workers, cores, len(dataset))
+    if num_workers:  # made here, the workers' sockets lie in it, and it goes with this process
+        multiprocessing.util.get_temp_dir()
     several, collate = distributed.world_size() > 1, None
     if shuffle_seed is not None:
         batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed, parts)

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import default_collate
@@ -14,6 +16,7 @@ from model import CoarseToFine, Networks, Prediction
 from .detect import Animal
 from .loaders import to_device
 
+LONGEST_BOX = 2000  # pixels; a photograph with a longer one is made smaller first
 Refine = Callable[[dict, Prediction], Prediction]
 
 
@@ -42,9 +45,17 @@ def sample_of(image: np.ndarray, animal: Animal, img_res: int, name: str) -> dic
         img_res: side of the network's input, pixels.
         name: of the sample.
     """
-    mask = None if animal.mask is None else animal.mask.astype(np.uint8)
-    sample = make_crop(image, animal.box, mask, img_res=img_res)
-    return sample | {"name": name, "index": 0, "failed": ""}
+    mask: Any = None if animal.mask is None else animal.mask.astype(np.uint8)
+    box = np.asarray(animal.box, float)
+    shrink = max(1.0, box[2:].max() / LONGEST_BOX)
+    if shrink > 1:
+        small = tuple(max(1, round(n / shrink)) for n in image.shape[1::-1])
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        if mask is not None:
+            mask = cv2.resize(mask, small, interpolation=cv2.INTER_NEAREST)
+    sample = make_crop(image, box / shrink, mask, img_res=img_res)
+    place = {key: sample[key] * shrink for key in ("center", "scale")}
+    return sample | place | {"name": name, "index": 0, "failed": ""}
 
 
 class Predictor:

@@ -26,16 +26,27 @@ def find_checkpoint(args: argparse.Namespace) -> Checkpoint | None:
     pretrained = getattr(args, "pretrained", None)
     if args.resume == AUTO:
         checkpoint = _newest(args.output_dir)
-        if checkpoint is not None or pretrained is not None:
-            return checkpoint or load_checkpoint(pretrained)
+        if checkpoint is not None:
+            return checkpoint
+        if pretrained is not None:
+            return open_checkpoint(pretrained)
         if getattr(args, "freezecoarse", False):
             needed = f"--freezecoarse needs --pretrained: {args.output_dir} holds no checkpoint"
             raise InputError(f"{needed}, and a coarse network with random weights would be frozen")
         print(f"--resume auto: {args.output_dir} holds no checkpoint: it starts anew.")
         return None
     source = args.resume or pretrained
-    if source is None or not source.is_dir():
-        return load_checkpoint(source) if source else None
+    return open_checkpoint(source) if source else None
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """A checkpoint, or the newest whole one of a run folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    if not source.is_dir():
+        return load_checkpoint(source)
     checkpoint = _newest(source)
     if checkpoint is None:
         raise InputError(f"{source} holds no {CHECKPOINT}; give a checkpoint or another folder")
@@ -108,6 +119,8 @@ def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Name
     elif checkpoint and args.load_optimizer:
         state.load_optimizer(checkpoint)
     if args.start_epoch is not None:
+        if args.resume == AUTO:
+            raise InputError("--start_epoch and --resume auto contradict: leave one out")
         state.epoch, state.progress = args.start_epoch, EpochProgress()
     if not in_place(state, checkpoint, args) or "dataset" in changed or "data_dir" in changed:
         state.best_score = -math.inf  # no epoch of this folder was scored on these images yet
@@ -141,6 +154,8 @@ def open_run(
         raise Finished(
             f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
         )
+    if state.resumed and state.schedule.elapsed() >= 1:
+        raise Finished(f"Nothing to do: its {args.max_minutes:g} minutes are over (--max_minutes).")
     distributed.barrier()  # all have read the checkpoint: the folder's files may now be moved
     if not distributed.is_main():
         return SilentRun()

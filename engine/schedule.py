@@ -15,7 +15,7 @@ STEPS = ((2 / 3, 0.1), (8 / 9, 0.01))  # `step`: from this part of the run on, t
 
 @dataclass
 class Schedule:
-    """The learning rate, as a factor of its start, from the steps done alone: resuming is exact.
+    """The learning rate, as a factor of its start, by the steps that are done, or the time.
 
     kind: one of SCHEDULES.
     warmup: steps in which the factor rises from 0 to 1.
@@ -27,13 +27,15 @@ class Schedule:
     warmup: int = 0
     total: int = 1
     max_minutes: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)  # earlier where a run resumes
+
+    def minutes(self) -> float:
+        """Since the start, without the time between a stop and a resume."""
+        return (time.monotonic() - self.started) / 60
 
     def elapsed(self) -> float:
         """Part of `max_minutes` that is over; 0 without a limit."""
-        if self.max_minutes is None:
-            return 0.0
-        return (time.monotonic() - self.started) / 60 / self.max_minutes
+        return 0.0 if self.max_minutes is None else self.minutes() / self.max_minutes
 
     def factor(self, step: int, elapsed: float = 0.0) -> float:
         """Of the learning rate at the step after `step` others; `elapsed` of the time."""

@@ -17,22 +17,27 @@ def follow(found: list[list[Animal]]) -> list[Animal]:
     """One animal through all frames: the largest of the first, then always the nearest box.
 
     Args:
-        found: the animals of each frame, one or more.
+        found: the animals of each frame; some frame has one.
 
     Returns:
-        One a frame, their boxes smoothed over time; masks stay as they are.
+        One a frame, their boxes smoothed over time, between those of other frames where a frame has
+        none; masks stay as they are.
     """
-    boxes: list[np.ndarray] = []
-    chosen: list[Animal] = []
-    for animals in found:
-        if boxes:
-            nearest = min(animals, key=lambda animal: np.abs(animal.box - boxes[-1]).sum())
+    chosen: dict[int, Animal] = {}
+    box: np.ndarray | None = None
+    for frame, animals in enumerate(found):
+        if box is None:
+            nearest = max(animals, key=lambda animal: animal.box[2:].prod(), default=None)
         else:
-            nearest = max(animals, key=lambda animal: animal.box[2:].prod())
-        chosen.append(nearest)
-        boxes.append(nearest.box)
-    smoothed = _smooth(np.stack(boxes))
-    return [Animal(box, a.mask, a.kind) for box, a in zip(smoothed, chosen, strict=True)]
+            last = box
+            nearest = min(animals, key=lambda a: np.abs(a.box - last).sum(), default=None)
+        if nearest is not None:
+            chosen[frame], box = nearest, nearest.box
+    sides = np.stack([animal.box for animal in chosen.values()]).astype(float).T  # (4, frames)
+    boxes = np.stack([np.interp(range(len(found)), list(chosen), side) for side in sides], 1)
+    none = Animal(boxes[0])
+    animals = [chosen.get(frame, none) for frame in range(len(found))]
+    return [Animal(box, a.mask, a.kind) for box, a in zip(_smooth(boxes), animals, strict=True)]
 
 
 @torch.no_grad()
@@ -53,8 +58,9 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
     if parts[0].betas_logscale is not None:
         logscale = over_time(p.betas_logscale for p in parts)
     body = smal(betas, smooth_pose, trans, betas_logscale=logscale)
-    if parts[0].del_v is not None:
-        del_v = over_time(p.del_v for p in parts)
+    if any(p.del_v is not None for p in parts):  # a stage 1 network's, where masks refined it
+        none = torch.zeros_like(body.verts)
+        del_v = over_time(none[: len(p.pose)] if p.del_v is None else p.del_v for p in parts)
         fine = smal(betas, smooth_pose, trans, del_v, logscale)
         refined = Estimate(fine.verts, fine.joints, scale)
     coarse = Estimate(body.verts, body.joints, scale)

@@ -28,6 +28,7 @@ def write_fits(data, tmp_path):
             truth = np.load((root / "Truth" / entry["img_path"]).with_suffix(".npz"))
             center, side = box_center_and_side(entry["img_bbox"])
             arrays = {k: truth[k] for k in ("pose", "betas")}
+            arrays["del_v"] = np.zeros_like(truth["verts"])
             arrays |= {"betas_logscale": LOGSCALE, "iou": 0.9, "pck": 1.0}
             arrays = change(i, arrays | {"crop_center": center, "crop_side": side})
             np.savez(tmp_path / "parameters" / f"{entry_name(entry)}.npz", **arrays)
@@ -118,7 +119,11 @@ def test_fits_without_log_scales_are_labels_of_the_rest(data, write_fits):
     [
         (lambda i, a: {k: v for k, v in a.items() if k != "iou"}, "iou.npy.*run fit.py again"),
         (lambda i, a: a | {"betas": np.zeros(7)}, r"no \(20,\) array betas: run fit.py again"),
-        (lambda i, a: a | {"pose": np.zeros(99)}, "pose of 99 numbers, expected 105: .* another"),
+        (lambda i, a: a | {"pose": np.zeros(99)}, r"no \(105,\) array pose: run fit.py again"),
+        (
+            lambda i, a: a | {"del_v": np.zeros((9, 3))},
+            "body of 9 vertices, expected .*--param_dir",
+        ),
     ],
 )
 def test_files_of_another_kind_are_named(write_fits, change, told):

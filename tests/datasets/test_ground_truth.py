@@ -6,7 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from datasets.ground_truth import read_arrays
+from datasets.ground_truth import Mirror, read_arrays
+from datasets.transforms import MIRRORED
+from smal_model.joints import KEYPOINT_JOINTS
 from util.errors import InputError
 
 
@@ -49,6 +51,14 @@ def test_arrays_are_as_numpy_reads_them(tmp_path, change, version):
         for name, array in found.items():
             assert array.dtype == np.float32 and array.flags.writeable
             assert np.array_equal(array, expected[name].astype(np.float32))
+
+
+def test_the_published_body_has_a_mirror(shared):
+    """Its landmarks are not each other's mirror images; ears and paws change places."""
+    mirror = Mirror.of_body(shared / "samples" / "smal")
+    assert (mirror.all_joints[mirror.all_joints] == np.arange(len(mirror.all_joints))).all()
+    left_and_right = np.array(KEYPOINT_JOINTS)
+    assert (mirror.all_joints[left_and_right] == left_and_right[MIRRORED]).all()
 
 
 def test_arrays_of_one_header_are_not_mixed_up(tmp_path):

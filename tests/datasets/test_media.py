@@ -115,6 +115,13 @@ def test_a_mask_beside_the_photograph_gives_the_box(tmp_path, picture):
     photo = read_photograph(tmp_path / "dog.jpg")
     assert photo.box == (7, 10, 14, 20) and np.array_equal(photo.mask, mask // 255)
     assert [p.name for p in find_media([tmp_path])] == ["dog.jpg"]
+    (tmp_path / "phone").mkdir()
+    Image.fromarray(picture).save(tmp_path / "phone" / "IMG_1.JPG")
+    for name in ("IMG_1", "cat", "dog"):  # of a photograph, of HEIC, of nothing
+        Image.fromarray(mask).save(tmp_path / "phone" / f"{name}_mask.png")
+    (tmp_path / "phone" / "cat.heic").touch()
+    found = [p.name for p in find_media([tmp_path / "phone"])]
+    assert found == ["IMG_1.JPG", "cat.heic", "dog_mask.png"]
     Image.fromarray(mask[:40]).save(tmp_path / "dog_mask.png")
     with pytest.raises(InputError, match=r"dog_mask\.png is 64 x 40, expected .* 64 x 48"):
         read_photograph(tmp_path / "dog.jpg")

@@ -15,7 +15,7 @@ from util import distributed
 
 WEIGHTS = LossWeights(
     pose_limit_prior=100, kpts_refine=2, arap=1000, maps=30, verts=60, pose=10, betas=0.5,
-    camera=20, verts_refine=60,
+    camera=20, verts_refine=60, param=5,
 )  # fmt: skip
 
 
@@ -67,6 +67,11 @@ def _labelled(smal, size: int) -> dict:
         "gt_rotations": torch.randn(size, 35, 3, 3),
         "gt_betas": torch.randn(size, 20),
         "gt_scale": torch.rand(size, 1),
+        "has_fit": torch.tensor([False, True, False, False, False, False, True])[:size],
+        "has_fit_logscale": torch.zeros(size, dtype=torch.bool),
+        "fit_rotations": torch.randn(size, 35, 3, 3),
+        "fit_betas": torch.randn(size, 20),
+        "fit_logscale": torch.zeros(size, 6),
     }
 
 

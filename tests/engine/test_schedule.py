@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch
 import main
 from engine.schedule import AveragedWeights, Schedule
 from tests.commands import SMALL
+from tests.engine.tiny import CHECKPOINT, at_step, train
+from util.errors import Interrupted
 
 
 def test_schedules_start_at_the_rate_and_end_where_they_say():
@@ -77,6 +81,22 @@ def test_schedule_and_average_resume_exactly(data, tmp_path):
             assert torch.equal(value, parts[key][name]), (key, name)
     moved = [k for k, v in whole["state_dict"].items() if not v.equal(whole["learning_weights"][k])]
     assert moved and not any("running" in name for name in moved)
+
+
+def test_the_time_before_a_stop_counts(data, tmp_path, monkeypatch):
+    """A run that resumes has what is left of --max_minutes, and the rate does not jump back."""
+    options = [*"--schedule cosine --max_minutes 10".split()]
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Schedule, "minutes", lambda _: 8.0)
+        with pytest.raises(Interrupted):
+            train(data, tmp_path, *options)
+    seen, real = [], Schedule.factor
+    monkeypatch.setattr(Schedule, "factor", lambda *args: seen.append(real(*args)) or seen[-1])
+    train(data, tmp_path, *options, "--resume", "auto", epochs=3)
+    assert 0 < seen[0] < 0.5 * (1 + math.cos(0.8 * math.pi)) + 1e-6
+    stored = torch.load(tmp_path / CHECKPOINT)
+    assert 8 < stored["minutes"] < 10
 
 
 def test_max_minutes_ends_the_run_with_a_checkpoint(data, tmp_path):
