@@ -17,6 +17,7 @@ from smal_model.mesh import SparseMap, adjacency
 from smal_model.priors import GaussianPrior, joint_limits
 from util import distributed
 from util.camera import CROP, DISTANCE
+from util.metrics import aligned_error
 
 TVERSKY_EPS = 1e-5
 TRUTH_TERMS = ("verts", "pose", "betas", "camera", "verts_refine")
@@ -32,7 +33,7 @@ class LossWeights:
     kpts_refine, dice_refine, arap: of the refined one.
     maps: of the heat maps of the keypoints.
     verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
-    verts_refine: of the refined one, likewise.
+    verts_refine: of the refined one, after similarity alignment: it is not moved as a whole.
     param: pose and shape, where an image has a good fit (datasets.fits).
     alpha, beta: what false positives and false negatives count in a silhouette.
     """
@@ -298,7 +299,9 @@ class Criterion(nn.Module):
             "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
             "maps": lambda: self._maps(out, batch),
             "param": lambda: self._fitted(out, batch),
-            "verts_refine": lambda: self._known(root_distance(refined, batch), batch),
+            "verts_refine": lambda: self._known(
+                aligned_error(refined.verts, batch["gt_verts"]), batch
+            ),
         }
         if out.before is not None:
             before = self._answer(out.before, batch)

@@ -278,7 +278,7 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     loss("--w_kpts_refine", type=_number, default=1.0, help=help_text)
     loss("--w_dice_refine", **weight, help=f"silhouette of the refined mesh {shown}")
     loss("--w_arap", **weight, help=f"Laplacian of the refined mesh {shown}")
-    help_text = "vertices of the refined mesh, where an image has ground truth"
+    help_text = "vertices of the refined mesh, aligned with the ground truth, where there is one"
     loss("--w_verts_refine", **weight, help=f"{help_text} {shown}")
     add = parser.add_argument_group("stages").add_argument
     help_text = "weights to start from: of stage 1, or of both networks"

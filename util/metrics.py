@@ -74,7 +74,7 @@ def iou(silhouette: torch.Tensor, mask: torch.Tensor, border_mask: torch.Tensor)
 def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Mean distance per point after the best similarity transform (Umeyama, PAMI 1991).
 
-    PA-MPVPE of vertices, PA-MPJPE of joints. No reflection.
+    PA-MPVPE of vertices, PA-MPJPE of joints. No reflection. Gradients take the transform as given.
 
     Args:
         predicted, true: (B, N, 3).
@@ -87,10 +87,10 @@ def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{shapes}, expected two of the same shape (B, N, 3)")
     mean_p, mean_t = predicted.mean(1, keepdim=True), true.mean(1, keepdim=True)
     p, t = (predicted - mean_p).double(), (true - mean_t).double()
-    u, s, vh = torch.linalg.svd(t.transpose(1, 2) @ p)  # (B, 3, 3)
+    u, s, vh = torch.linalg.svd((t.transpose(1, 2) @ p).detach())  # (B, 3, 3)
     sign = torch.ones_like(s)
     sign[:, 2] = torch.det(u @ vh).sign()
     rotation = u * sign[:, None] @ vh  # (B, 3, 3)
-    scale = (s * sign).sum(1) / p.pow(2).sum((1, 2)).clamp_min(1e-20)  # (B,)
+    scale = (s * sign).sum(1) / p.detach().pow(2).sum((1, 2)).clamp_min(1e-20)  # (B,)
     fitted = scale[:, None, None] * p @ rotation.transpose(1, 2)
     return (fitted - t).norm(dim=-1).mean(1).to(true.dtype)

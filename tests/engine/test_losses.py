@@ -7,7 +7,9 @@ import torch
 from engine import losses
 from model.outputs import Estimate
 from smal_model import SMAL, priors
+from smal_model.lbs import rodrigues
 from smal_model.priors import GaussianPrior
+from util.metrics import aligned_error
 
 REL = 1e-5
 
@@ -149,6 +151,24 @@ def test_ground_truth_terms_are_zero_at_the_truth_and_closed_forms_beside_it():
     stretched = Estimate(same.verts * 1, same.joints, same.scale)
     stretched.verts[1, 4] += torch.tensor([3.0, 0, 4.0])
     assert losses.root_distance(stretched, truth).tolist() == pytest.approx([0, 5 / 9])
+
+
+def test_aligned_vertices_are_taught_their_shape_not_their_place():
+    """A gradient step goes to the ground truth as the best similarity transform has it."""
+    torch.manual_seed(1)
+    truth = torch.randn(2, 50, 3)
+    turn = rodrigues(torch.tensor([[0.3, -1.0, 0.5], [2.0, 0.1, 0.0]]))
+    place = torch.tensor([1.0, -2.0, 3.0])
+    alike = 1.7 * truth @ turn.mT + place
+    assert aligned_error(alike, truth).max() < 1e-5
+    bent = (alike + 0.2 * torch.randn(2, 50, 3)).requires_grad_()
+    before = aligned_error(bent, truth)
+    (gradient,) = torch.autograd.grad(before.sum(), bent)
+    after = aligned_error(bent - gradient, truth)
+    assert (after < 0.97 * before).all() and gradient.sum(1).abs().max() < 0.1
+    nothing = torch.zeros(1, 50, 3, requires_grad=True)  # of an image without ground truth
+    aligned_error(nothing, torch.zeros(1, 50, 3)).sum().backward()
+    assert (nothing.grad == 0).all()
 
 
 def test_distance_of_rotations():
