@@ -67,6 +67,7 @@ def start(command: list[str], output: Path) -> int:
         return pid
     status = 1
     signal.alarm(RUN_LIMIT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     # tqdm's lock is one for all processes: killed with it in hand, a child would stop all others
     tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
