@@ -49,6 +49,7 @@ class FitSettings:
     logscale_std: float = 0.2
     w_start: float = 1.0  # of the departure from a network's answer
     w_start_alone: float = 1000.0  # the same with few keypoints: a mask says little of the pose
+    w_start_keypoints: float = 5.0  # of the answer's keypoints, where few are labelled
     start_std: float = 0.3
     w_stretch: float = 1.0
     w_overstretch: float = 10.0
@@ -129,8 +130,7 @@ class Terms:
     def keypoints(self, estimate: Estimate, labels: Labels) -> Tensor:
         """Mean over the visible keypoints: squared below `keypoint_scale`, linear beyond."""
         visible = labels.keypoints[..., 2]  # (N, 20)
-        squared = (estimate.keypoints_px - labels.keypoints[..., :2]).pow(2).sum(-1)
-        cost = (1 + squared / self.settings.keypoint_scale**2).sqrt() - 1
+        cost = self._robust(estimate.keypoints_px - labels.keypoints[..., :2])
         return (visible * cost).sum(1) / visible.sum(1).clamp_min(1)
 
     def silhouette(self, estimate: Estimate, labels: Labels, size: int, sigma: float) -> Tensor:
@@ -170,6 +170,17 @@ class Terms:
         betas = (state["betas"] - start.betas.detach()) / s.start_std
         weight = torch.where(few, s.w_start_alone, s.w_start)
         return weight * (pose.pow(2).mean(1) + betas.pow(2).mean(1))
+
+    def start_keypoints(self, estimate: Estimate, labels: Labels, start: Prediction) -> Tensor:
+        """Distance from the keypoints of a network's answer, where few are labelled, weighted."""
+        few = labels.keypoints[..., 2].sum(1) < self.settings.few_keypoints  # (N,)
+        moved = estimate.keypoints_px - start.coarse.keypoints_px.detach()
+        cost = self._robust(moved).mean(1)
+        return self.settings.w_start_keypoints * few * cost
+
+    def _robust(self, offset: Tensor) -> Tensor:
+        """(N, K) of offsets in pixels (N, K, 2): squared below a scale, linear beyond."""
+        return (1 + offset.pow(2).sum(-1) / self.settings.keypoint_scale**2).sqrt() - 1
 
 
 def _whitened(prior: GaussianPrior, x: Tensor) -> Tensor:

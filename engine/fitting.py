@@ -165,6 +165,7 @@ def _fit_body(terms: Terms, state: State, labels: Labels, start: Prediction | No
         total = total + s.w_outside * terms.outside(estimate, labels)
         if start is not None:
             total = total + terms.departure(state, labels, start)
+            total = total + terms.start_keypoints(estimate, labels, start)
         return labels.known * total
 
     _descend(list(state.values()), _rates(state, s), s.body_steps, loss)
@@ -195,6 +196,8 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
         total = s.w_keypoints_deform * terms.keypoints(estimate, labels)
         total = total + s.w_silhouette * terms.silhouette(estimate, labels, s.deform_size, sigma)
         total = total + s.w_outside * terms.outside(estimate, labels)
+        if start is not None:
+            total = total + terms.start_keypoints(estimate, labels, start)
         total = total + s.w_stretch * squared.mean(1) + s.w_overstretch * over.pow(2).mean(1)
         return labels.known * total
 

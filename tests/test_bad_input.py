@@ -78,7 +78,7 @@ BAD_OPTIONS = {
     ),
     "unity prior": ("main.py --prior_betas unity", "needs --betas_scale"),
     "frozen random weights": ("main_meshgraph.py --freezecoarse", "--freezecoarse needs"),
-    "weights of another stage": ("main.py --resume {stage2}", "unexpected graphnet"),
+    "weights of another stage": ("main.py --resume {stage2}", "holds a refiner"),
     "single images": ("main.py --batch_size 1 --backbone_weights none", "--batch_size 1"),
     "image weights": (
         "main.py --backbone_weights nothing.pth",
