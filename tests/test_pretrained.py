@@ -23,10 +23,10 @@ def test_its_scores_on_the_twelve_photographs(shared, synthetic_body, tmp_path):
     out = ["--output_dir", str(tmp_path / "out"), "--device", "cpu", "--local_feat"]
     eval_script.main([*data, *out, "--resume", str(PRETRAINED)])
     report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
-    assert report["pck"] == pytest.approx(0.805, abs=0.01)
-    assert report["pck_refined"] == pytest.approx(0.805, abs=0.01)
-    assert report["iou"] == pytest.approx(0.690, abs=0.005)
-    assert report["iou_refined"] == pytest.approx(0.708, abs=0.005)
+    assert report["pck"] == pytest.approx(0.839, abs=0.01)
+    assert report["pck_refined"] == pytest.approx(0.839, abs=0.01)
+    assert report["iou"] == pytest.approx(0.694, abs=0.005)
+    assert report["iou_refined"] == pytest.approx(0.704, abs=0.005)
 
 
 def test_demo_takes_it_with_its_own_body_alone(shared, tmp_path):
