@@ -261,12 +261,13 @@ def check_body(dataset: LabelledImages, num_verts: int, args: argparse.Namespace
 def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch.device) -> Loaders:
     """Loaders of the training images, shuffled and augmented, and of the validation images."""
     train, val, excluded, _ = open_sets(args, config.img_res)
-    if loss_weights(args).needs_truth and not train.has_ground_truth:
-        terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
-        raise InputError(f"{terms}: they need ground truth, and no training image has any")
-    num_verts = len(load_body(param_dir(args) / "smal").template)
-    for part in train.datasets if args.mix else [train]:
-        check_body(part, num_verts, args)
+    if loss_weights(args).needs_truth:
+        if not train.has_ground_truth:
+            terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
+            raise InputError(f"{terms}: they need ground truth, and no training image has any")
+        num_verts = len(load_body(param_dir(args) / "smal").template)
+        for part in train.datasets if args.mix else [train]:
+            check_body(part, num_verts, args)
     if args.fit_dir:
         count = train.num_fitted
         if not count:

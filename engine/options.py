@@ -331,6 +331,8 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
         raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if source == AUTO and args.start_epoch is not None:
+        raise InputError("--start_epoch and --resume auto contradict each other; give one")
     if args.w_param and not args.fit_dir:
         raise InputError("--w_param needs --fit_dir, the output folder of fit.py")
     if args.fit_dir and not args.w_param:

@@ -119,8 +119,6 @@ def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Name
     elif checkpoint and args.load_optimizer:
         state.load_optimizer(checkpoint)
     if args.start_epoch is not None:
-        if args.resume == AUTO:
-            raise InputError("--start_epoch and --resume auto contradict: leave one out")
         state.epoch, state.progress = args.start_epoch, EpochProgress()
     if not in_place(state, checkpoint, args) or "dataset" in changed or "data_dir" in changed:
         state.best_score = -math.inf  # no epoch of this folder was scored on these images yet
