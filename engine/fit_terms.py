@@ -13,7 +13,7 @@ from model.outputs import Estimate, Prediction
 from smal_model import NUM_BETAS, SMAL
 from smal_model.joints import NUM_KEYPOINTS
 from smal_model.priors import GaussianPrior, joint_limits
-from util.camera import CROP
+from util.camera import CROP, HALF_CROP
 
 State = dict[str, Tensor]  # pose (N, 3 J), betas (N, 20), trans (N, 3), log_focal (N, 1), logscale
 
@@ -145,9 +145,7 @@ class Terms:
     def outside(self, estimate: Estimate, labels: Labels) -> Tensor:
         """Mean distance of the vertices from the mask, tenths of the crop: thin parts count too."""
         xy = estimate.plane[..., :2] * estimate.plane.new_tensor([1, -1])  # (N, V, 2)
-        maps = labels.distance[:, None]  # (N, 1, 224, 224)
-        where = grid_sample(maps, xy[:, None], padding_mode="border", align_corners=False)
-        return labels.masked * where.mean((1, 2, 3)) / (0.1 * CROP)
+        return labels.masked * _at(labels.distance, xy).mean(1) / (0.1 * CROP)
 
     def priors(self, state: State) -> Tensor:
         """Priors over pose, shape and log-scales, and joint limits, weighted."""
@@ -172,10 +170,15 @@ class Terms:
         return weight * (pose.pow(2).mean(1) + betas.pow(2).mean(1))
 
     def start_keypoints(self, estimate: Estimate, labels: Labels, start: Prediction) -> Tensor:
-        """Distance from the keypoints of a network's answer, where few are labelled, weighted."""
+        """Distance from the keypoints of a network's answer, where few are labelled, weighted.
+
+        The further one lies outside the mask, the less it counts: it cannot be right.
+        """
         few = labels.keypoints[..., 2].sum(1) < self.settings.few_keypoints  # (N,)
-        moved = estimate.keypoints_px - start.coarse.keypoints_px.detach()
-        cost = self._robust(moved).mean(1)
+        answer = start.coarse.keypoints_px.detach()  # (N, 20, 2)
+        outside = _at(labels.distance, answer.flip(-1) / HALF_CROP - 1)  # (N, 20), pixels
+        likely = (-outside / self.settings.keypoint_scale).exp()
+        cost = (likely * self._robust(estimate.keypoints_px - answer)).mean(1)
         return self.settings.w_start_keypoints * few * cost
 
     def _robust(self, offset: Tensor) -> Tensor:
@@ -186,3 +189,9 @@ class Terms:
 def _whitened(prior: GaussianPrior, x: Tensor) -> Tensor:
     """(N,) the prior of each row."""
     return ((x - prior.mean) @ prior.factor).pow(2).mean(1)
+
+
+def _at(maps: Tensor, xy: Tensor) -> Tensor:
+    """(N, K) values of maps (N, H, W) at xy (N, K, 2), right and down, in [-1, 1]."""
+    found = grid_sample(maps[:, None], xy[:, None], padding_mode="border", align_corners=False)
+    return found[:, 0, 0]
