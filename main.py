@@ -41,7 +41,7 @@ def main(argv=None):
         1,
         resume.training_options(args),
         args.grad_clip,
-        build.build_schedule(args, len(loaders.train)),
+        build.build_schedule(args),
         build.build_average(args, model),
         args.grad_accum,
     )

@@ -48,7 +48,7 @@ def main(argv=None):
         stage,
         resume.training_options(args),
         args.grad_clip,
-        build.build_schedule(args, len(loaders.train)),
+        build.build_schedule(args),
         build.build_average(args, model),
         args.grad_accum,
     )

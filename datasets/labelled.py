@@ -71,8 +71,9 @@ class LabelledImages(Dataset, ABC):
     box outside the image or without area, a label that is missing or lies) are left out, in
     training and in evaluation alike: `problems` lists them.
 
-    Random changes depend on (seed, epoch, position in the list) only: the number of workers changes
-    nothing. Call `set_epoch` before each epoch; it reaches workers that are already running.
+    Random changes depend on (seed, epoch, position in the list) only, and where an epoch of a mix
+    has an image several times, on which time it is: the number of workers changes nothing. Call
+    `set_epoch` before each epoch; it reaches workers that are already running.
     """
 
     folder: str  # in the data folder
@@ -198,8 +199,8 @@ class LabelledImages(Dataset, ABC):
         mask = read_mask(entry) if "seg" in self.keys else None
         return mask, read_joints(entry) if "joints" in self.keys else None
 
-    def load(self, item: int) -> dict:
-        """The documented sample without `failed`.
+    def load(self, item: int, times: int = 0) -> dict:
+        """The documented sample without `failed`; `times`: how often this epoch had it before.
 
         Raises:
             InputError: a file has vanished or changed since opening.
@@ -210,7 +211,8 @@ class LabelledImages(Dataset, ABC):
         if image.shape[:2] != (int(entry["img_height"]), int(entry["img_width"])):
             raise InputError(f"{self.images / entry['img_path']} has changed its size")
         mask, joints = self.read_labels(entry)
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        numbers = self.seed, int(self._epoch), index
+        rng = np.random.default_rng((*numbers, times) if times else numbers)
         augmentation = draw_augmentation(rng, self.augment, self.flip)
         sample = make_crop(image, entry["img_bbox"], mask, joints, self.img_res, augmentation)
         sample |= {"index": index, "name": self.names[item]}
@@ -229,12 +231,16 @@ class LabelledImages(Dataset, ABC):
         return len(self.indices)
 
     def __getitem__(self, item: int) -> dict:
+        return self.sample(item)
+
+    def sample(self, item: int, times: int = 0) -> dict:
+        """The documented sample; `times`: how often this epoch had it before (`Mixed`)."""
         if not 0 <= item < len(self):
             raise IndexError(item)
         failed = ""
         for place in range(item, item + min(ATTEMPTS, len(self))):
             try:
-                return self.load(place % len(self)) | {"failed": failed}
+                return self.load(place % len(self), times) | {"failed": failed}
             except InputError as error:
                 failed = failed or f"{self.names[place % len(self)]}: {error}"
         raise InputError(f"{ATTEMPTS} images in a row cannot be read, the first {failed}")

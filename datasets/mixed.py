@@ -84,24 +84,24 @@ class Mixed(Dataset):
             dataset.set_epoch(epoch)
 
     def plan(self) -> np.ndarray:
-        """What this epoch draws: (N, 2), number of the data set and position in it."""
+        """What this epoch draws: (N, 3), the data set, position in it, how often before."""
         epoch = int(self._epoch)
         if self._plan is None or self._plan[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             which = rng.choice(len(self.datasets), len(self), p=self.fractions)  # (N,)
-            items = np.empty_like(which)
+            items, times = np.empty_like(which), np.empty_like(which)
             for k, dataset in enumerate(self.datasets):
                 places = np.flatnonzero(which == k)
                 rounds = -(-len(places) // len(dataset))
                 order = [rng.permutation(len(dataset)) for _ in range(rounds)]
                 items[places] = np.concatenate([*order, []])[: len(places)]
-            self._plan = epoch, np.stack([which, items], 1)
+                times[places] = np.arange(len(places)) // len(dataset)
+            self._plan = epoch, np.stack([which, items, times], 1)
         return self._plan[1]
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
 
     def __getitem__(self, item: int) -> dict:
-        which, place = self.plan()[item]
-        sample = self.datasets[which][int(place)]
-        return self._no_truth | sample
+        which, place, times = map(int, self.plan()[item])
+        return self._no_truth | self.datasets[which].sample(place, times)

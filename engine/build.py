@@ -296,10 +296,9 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     return Loaders(shuffled, make_loader(val, *load), excluded)
 
 
-def build_schedule(args: argparse.Namespace, steps_per_epoch: int) -> Schedule:
+def build_schedule(args: argparse.Namespace) -> Schedule:
     """The learning rate's course over the run."""
-    total = args.nEpochs * steps_per_epoch
-    return Schedule(args.schedule, args.warmup, total, args.max_minutes)
+    return Schedule(args.schedule, args.warmup, args.nEpochs, args.max_minutes)
 
 
 def build_average(args: argparse.Namespace, model: Networks) -> AveragedWeights | None:

@@ -178,7 +178,7 @@ def train_epoch(
         failed = list(filter(None, batch.get("failed", [])))
         own = [len(batch["image"]), len(failed), not all(map(math.isfinite, numbers))]
         elapsed, size, num_failed, spoilt = _agree(state, stop, own)
-        rate = schedule.factor(state.step, elapsed)
+        rate = schedule.factor(state.epoch + done.steps / total, state.step, elapsed)
         state.step, done.steps = state.step + 1, done.steps + 1
         if not spoilt:
             if values.pop("gradient") > state.grad_clip:
@@ -288,6 +288,10 @@ def fit(
             if over:
                 run.line(f"ended after {state.schedule.max_minutes:g} minutes (--max_minutes)")
             _agree(state, stop, [])
+            if stop.due:
+                if scores is None:
+                    run.save()
+                distributed.barrier()
             stop.check()
             if over:
                 break

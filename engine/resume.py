@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint, EpochProgress, TrainState, load_checkpoint
 from .options import AUTO, FREE, STEERING
 from .run_folder import CHECKPOINT, DAMAGED, PREVIOUS, RunFolder, SilentRun
 
-ORDER = ("dataset", "data_dir", "seed", "batch_size")  # what puts the images in order
+ORDER = ("dataset", "mix", "data_dir", "seed", "batch_size")  # what puts the images in order
 
 
 def find_checkpoint(args: argparse.Namespace) -> Checkpoint | None:

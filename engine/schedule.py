@@ -15,17 +15,17 @@ STEPS = ((2 / 3, 0.1), (8 / 9, 0.01))  # `step`: from this part of the run on, t
 
 @dataclass
 class Schedule:
-    """The learning rate, as a factor of its start, by the steps that are done, or the time.
+    """The learning rate, as a factor of its start, by the epochs that are done, or the time.
 
     kind: one of SCHEDULES.
     warmup: steps in which the factor rises from 0 to 1.
-    total: steps of the whole run.
+    epochs: of the whole run.
     max_minutes: ends the run, and stretches the schedule to that time; None: no limit.
     """
 
     kind: str = "constant"
     warmup: int = 0
-    total: int = 1
+    epochs: int = 1
     max_minutes: float | None = None
     started: float = field(default_factory=time.monotonic)  # earlier where a run resumes
 
@@ -37,9 +37,9 @@ class Schedule:
         """Part of `max_minutes` that is over; 0 without a limit."""
         return 0.0 if self.max_minutes is None else self.minutes() / self.max_minutes
 
-    def factor(self, step: int, elapsed: float = 0.0) -> float:
-        """Of the learning rate at the step after `step` others; `elapsed` of the time."""
-        done = min(1.0, max(step / max(self.total, 1), elapsed))
+    def factor(self, epochs: float, step: int, elapsed: float = 0.0) -> float:
+        """Of the learning rate after `epochs`, in all `step` steps; `elapsed` of the time."""
+        done = min(1.0, max(epochs / self.epochs, elapsed))
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         if self.kind == "cosine":
             return rise * 0.5 * (1 + math.cos(math.pi * done))

@@ -89,6 +89,13 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return y
 
 
+class _SyncBatchNorm(nn.SyncBatchNorm):
+    """PyTorch's, whose processes without an image speak float32 too, whatever the layers are in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.numel() else super().forward(x.float()).to(x.dtype)
+
+
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Lets every batch norm inside take the images of all processes; state-dict keys stay.
 
@@ -96,7 +103,7 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
         module: changed in place.
         device: on which it runs.
     """
-    kind = CpuSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
+    kind = CpuSyncBatchNorm if device.type == "cpu" else _SyncBatchNorm
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             setattr(module, name, _replaced(child, kind))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL
-from smal_model.joints import KEYPOINT_JOINTS, NUM_KEYPOINTS
+from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL, BodyJoints
+from smal_model.joints import NUM_KEYPOINTS, keypoints_of
 from util.camera import project
 from util.errors import InputError
 
@@ -173,6 +173,7 @@ class CoarseModel(nn.Module):
             inputs = seen + 2 * NUM_KEYPOINTS + CODE + sum(self.sizes)
             self.correct = regressor(inputs, sum(self.sizes))
             self.solve = KeypointSolve(smal)
+            self.body_joints = BodyJoints(smal)
 
     @property
     def device(self) -> torch.device:
@@ -222,36 +223,35 @@ class CoarseModel(nn.Module):
         betas = heads["betas_predictor"](flat)  # (B, 20)
         has_logscale = "betas_scale_predictor" in heads
         logscale = heads["betas_scale_predictor"](flat) if has_logscale else None  # (B, 6)
-        body = self.smal(betas, pose, trans, betas_logscale=logscale)
         if keypoints is not None:
             values = scale, trans, pose, betas, logscale
             for _ in range(ROUNDS):
-                values, body = self._corrected(values, body, keypoints, z)
+                values = self._corrected(values, keypoints, z)
             scale, trans, pose, betas, logscale = values
-            before = Answer(Estimate(body.verts, body.joints, scale), pose, betas)
-            for _ in range(STEPS):
-                scale, trans, pose, betas = self.solve(
-                    scale, trans, pose, betas, body.joints, keypoints
-                )
+            if self.training:
                 body = self.smal(betas, pose, trans, betas_logscale=logscale)
+                before = Answer(Estimate(body.verts, body.joints, scale), pose, betas)
+            for _ in range(STEPS):
+                joints = self.body_joints(betas, pose, trans, logscale)
+                scale, trans, pose, betas = self.solve(scale, trans, pose, betas, joints, keypoints)
+        body = self.smal(betas, pose, trans, betas_logscale=logscale)
         pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
         features = ImageFeatures(tuple(maps), pooled)
         return Prediction(estimate, trans, pose, betas, logscale, features, keypoints, before)
 
-    def _corrected(self, values, body, keypoints: Keypoints, z):
-        """The parameters moved by what their projection lacks from the heat maps, and their body.
+    def _corrected(self, values, keypoints: Keypoints, z):
+        """The parameters moved by what their projection lacks from the heat maps.
 
         Iterative error feedback (Carreira et al., CVPR 2016) in the image plane.
         """
         scale, trans, pose, betas, logscale = values
-        projected = project(body.joints[:, list(KEYPOINT_JOINTS)], scale)[..., :2]  # (B, 20, 2)
+        joints = self.body_joints(betas, pose, trans, logscale)
+        projected = project(keypoints_of(joints), scale)[..., :2]  # (B, 20, 2)
         missing = 10 * keypoints.confidence[..., None] * (keypoints.xy - projected)
         known = [value for value in values if value is not None]
         inputs = [keypoints.flat, missing.detach().flatten(1), z, *known]
         steps = self.correct(torch.cat(inputs, 1)).split(self.sizes, 1)
         moved = [value + step for value, step in zip(known, steps, strict=True)]
         scale, trans, pose, betas, *rest = moved
-        logscale = rest[0] if rest else None
-        body = self.smal(betas, pose, trans, betas_logscale=logscale)
-        return (scale, trans, pose, betas, logscale), body
+        return scale, trans, pose, betas, rest[0] if rest else None

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from smal_model import NUM_BETAS, SMAL
-from smal_model.joints import KEYPOINT_JOINTS, NUM_KEYPOINTS
+from smal_model.joints import KEYPOINT_JOINTS, NUM_KEYPOINTS, keypoints_of
 from smal_model.lbs import kinematic_chain, rodrigues
 from util.camera import DISTANCE, FOCAL, HALF_CROP, project
 
@@ -32,7 +32,7 @@ class KeypointSolve(nn.Module):
 
     moved: torch.Tensor
     bones: torch.Tensor
-    parents: torch.Tensor
+    ancestors: torch.Tensor
     joint_betas: torch.Tensor
     point_betas: torch.Tensor
     log_rotations: torch.Tensor
@@ -42,7 +42,7 @@ class KeypointSolve(nn.Module):
 
     def __init__(self, smal: SMAL):
         super().__init__()
-        self.levels, count = smal.levels, smal.num_joints
+        count = smal.num_joints
         parents, landmarks = smal.parents.tolist(), smal.landmarks.tolist()
         shape = smal.shapedirs[:NUM_BETAS].view(NUM_BETAS, smal.num_verts, 3).permute(1, 2, 0)
         at_rest = torch.einsum("jv,vcn->jcn", smal.J_regressor, shape)  # (J, 3, 20)
@@ -61,7 +61,7 @@ class KeypointSolve(nn.Module):
         constants = {
             "moved": moved,  # (20, J) whether a joint's turn moves a keypoint
             "bones": torch.tensor(bones),
-            "parents": smal.parents,
+            "ancestors": smal.ancestors,
             # (J, 3, 20), (20, 3, 20): how betas lengthen the bones, and put the points on them
             "joint_betas": torch.cat([at_rest[:1], at_rest[1:] - at_rest[smal.parents[1:]]]),
             "point_betas": torch.stack(points) - at_rest[bones],
@@ -84,11 +84,11 @@ class KeypointSolve(nn.Module):
         Returns:
             scale, trans, pose, betas.
         """
-        plane = project(joints[:, list(KEYPOINT_JOINTS)], scale)  # (B, 20, 3)
+        plane = project(keypoints_of(joints), scale)  # (B, 20, 3)
         missing = (keypoints.xy.detach() - plane[..., :2]).flatten(1).clamp(-2, 2)  # (B, 40)
         rotations = rodrigues(pose.detach().unflatten(1, (-1, 3)))  # (B, J, 3, 3)
         nothing = torch.zeros_like(rotations[..., 0])
-        world = kinematic_chain(rotations, nothing, self.parents, self.levels)[..., :3]
+        world = kinematic_chain(rotations, nothing, self.ancestors)[..., :3]
         derivative = self.derivative(world, joints.detach(), plane.detach(), scale.detach())
         prior = torch.cat([self.log_rotations.repeat_interleave(3), self.log_moves, self.log_betas])
         spread = derivative * (2 * prior).exp()  # (B, 40, P)
@@ -105,9 +105,7 @@ class KeypointSolve(nn.Module):
             [moves[:, :2], torch.maximum(moves[:, 2], near)[:, None], moves[:, 3:]], 1
         )
         # a turn in space, before the joint's own rotation, as its parent sees it
-        above = world[:, self.parents].clone()
-        above[:, 0] = torch.eye(3, dtype=pose.dtype, device=pose.device)
-        turns = (above.mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(-1)  # (B, J, 3)
+        turns = (self._above(world).mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(-1)  # (B, J, 3)
         pose = compose(turns, pose.unflatten(1, (-1, 3))).flatten(1)
         scale = (1 + scale) * moves[:, 3:].exp() - 1
         return scale, trans + moves[:, :3], pose, betas + shape
@@ -126,19 +124,22 @@ class KeypointSolve(nn.Module):
         x, y = plane[..., :1], plane[..., 1:2]
         rows = torch.cat([gain, zero, -x / depth], -1), torch.cat([zero, gain, -y / depth], -1)
         view = torch.stack(rows, -2)  # (B, 20, 2, 3) by the point
-        points = joints[:, list(KEYPOINT_JOINTS)]
+        points = keypoints_of(joints)
         arm = points[:, :, None] - joints[:, None, :count]  # (B, 20, J, 3)
         a, b, c = (arm * self.moved[..., None]).unbind(-1)
         none = torch.zeros_like(a)
         turn = torch.stack([none, c, -b, -c, none, a, b, -a, none], -1).unflatten(-1, (3, 3))
         by_turns = (view[:, :, None] @ turn).transpose(2, 3).flatten(3)  # (B, 20, 2, 3 J)
         by_moves = torch.cat([view, plane[..., :2, None]], -1)  # (B, 20, 2, 4)
-        before = torch.cat([torch.eye(3).to(world).expand(len(world), 1, 3, 3), world], 1)
-        first = torch.cat([self.parents.new_zeros(1), self.parents[1:] + 1])
-        longer = before[:, first] @ self.joint_betas  # (B, J, 3, 20)
+        longer = self._above(world) @ self.joint_betas  # (B, J, 3, 20)
         on_bone = world[:, self.bones] @ self.point_betas  # (B, 20, 3, 20)
         shape = (self.moved @ longer.flatten(2)).unflatten(2, (3, -1)) + on_bone
         return torch.cat([by_turns, by_moves, view @ shape], -1).flatten(1, 2)
+
+    def _above(self, world: torch.Tensor) -> torch.Tensor:
+        """(B, J, 3, 3) rotations of the joints' parents; the root has none above it."""
+        still = torch.eye(3, dtype=world.dtype, device=world.device).expand(len(world), 1, 3, 3)
+        return torch.cat([world, still], 1)[:, self.ancestors[0]]
 
 
 def compose(turns: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:

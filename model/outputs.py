@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from smal_model.joints import KEYPOINT_JOINTS
+from smal_model.joints import keypoints_of
 from util.camera import project, to_pixels
 
 from .keypoint_maps import Keypoints
@@ -44,7 +44,7 @@ class Estimate:
     @cached_property
     def keypoints_px(self) -> torch.Tensor:
         """(B, 20, 2) the labelled keypoints, row and column in pixels of the crop."""
-        return to_pixels(project(self.joints[:, list(KEYPOINT_JOINTS)], self.scale))
+        return to_pixels(project(keypoints_of(self.joints), self.scale))
 
     def __len__(self) -> int:
         return len(self.verts)
@@ -76,7 +76,7 @@ class Prediction:
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
     features: what the refiner sees of the image.
     keypoints: the keypoints as heat maps, None where the network has none.
-    before: the coarse answer before it was moved to these keypoints, or None.
+    before: in training, the coarse answer before it was moved to these keypoints, or None.
     """
 
     coarse: Estimate

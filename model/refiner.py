@@ -26,7 +26,7 @@ def _axis_weights(position, size: int, fine_size: int):
     ].T  # (fine_size, size)
     up = F.pad(up, (0, 0, 1, 1))  # a row of zeros before the first and after the last pixel
     place = ((position + 1) * fine_size - 1) / 2
-    place = place.clamp(-1, fine_size)  # beyond that all is zero
+    place = place.nan_to_num(-1).clamp(-1, fine_size)  # beyond that all is zero
     low = place.floor()
     fraction = (place - low)[..., None]  # (B, N, 1)
     low = low.long() + 1

@@ -256,7 +256,8 @@ def vertex_colors(
     Returns:
         (V, 3) float32 in [0, 1].
     """
-    verts, plane = torch.as_tensor(verts).detach(), torch.as_tensor(plane).detach()
+    plane = torch.as_tensor(plane).detach()
+    verts = torch.as_tensor(verts, device=plane.device).detach()
     faces = torch.as_tensor(array_of(faces).copy(), device=plane.device)
     low, high = plane[:, :2].amin(0), plane[:, :2].amax(0)
     fitted = torch.cat(

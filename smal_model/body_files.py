@@ -90,7 +90,7 @@ class BodyData:
                     f" the body has {num_verts}."
                 )
         try:
-            lbs.tree_levels(self.parents.tolist())
+            lbs.ancestors(self.parents.tolist())
         except ValueError as e:
             raise InputError(f"{self._name('kintree_table')} is no tree: {e}.") from None
 

@@ -1,6 +1,9 @@
 """Named indices of SMAL's joints, vertices and keypoints."""
 
+from functools import lru_cache
+
 import numpy as np
+import torch
 
 # Chains of the joint tree (SMAL's order; joint 0 is the root, whose rotation is global).
 FRONT_LEFT_LEG, FRONT_RIGHT_LEG = range(7, 11), range(11, 15)
@@ -64,6 +67,16 @@ LOGSCALES = (
     (_EARS, (1,), 4),
     (_EARS, (2,), 5),
 )
+
+
+@lru_cache
+def _keypoint_index(device: torch.device) -> torch.Tensor:
+    return torch.tensor(KEYPOINT_JOINTS, device=device)  # copied to a device once
+
+
+def keypoints_of(joints: torch.Tensor) -> torch.Tensor:
+    """(B, 20, 3) the labelled keypoints of a body's joints (B, J + 6, 3)."""
+    return joints.index_select(1, _keypoint_index(joints.device))
 
 
 def logscale_mask(num_joints: int) -> np.ndarray:

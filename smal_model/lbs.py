@@ -1,6 +1,7 @@
 """Body maths as pure functions: rotations, the kinematic chain, linear blend skinning."""
 
 import torch
+from torch.nn import functional as F
 
 
 def rodrigues(axis_angle: torch.Tensor) -> torch.Tensor:
@@ -27,24 +28,34 @@ def rodrigues(axis_angle: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def tree_levels(parents) -> list[list[int]]:
-    """Joints by depth: level 0 holds the root, level k the joints k steps away.
+def bend(rotations) -> torch.Tensor:
+    """(B, 9 (J - 1)): how far the joints but the root, of (B, J, 3, 3), are from the rest pose."""
+    eye = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+    return (rotations[:, 1:] - eye).flatten(1)
+
+
+def ancestors(parents) -> torch.Tensor:
+    """(R, J) int64: row r tells for each joint the one 2^r steps above, J where there is none.
 
     Args:
         parents: J ints; the root, joint 0, has -1 and parents come before their children.
     """
-    depth: list[int] = []
+    count = len(parents)
     for joint, parent in enumerate(parents):
         if (parent < 0) != (joint == 0) or parent >= joint:
             raise ValueError(
                 f"joint {joint} has parent {parent}; expected joint 0 as the one root and parents"
                 " before children"
             )
-        depth.append(depth[parent] + 1 if joint else 0)
-    return [[j for j, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
+    row = torch.tensor([count, *parents[1:], count])  # nothing is above nothing
+    rows: list[torch.Tensor] = []
+    while not rows or bool((row < count).any()):
+        rows.append(row[:count])
+        row = row[row]
+    return torch.stack(rows)
 
 
-def kinematic_chain(rotations, joints, parents, levels, scales=None) -> torch.Tensor:
+def kinematic_chain(rotations, joints, above, scales=None) -> torch.Tensor:
     """Transforms of the joints, relative to the rest pose.
 
     With scales the local rotation is S_parent^-1 R S: the skin of a joint is scaled, its children's
@@ -53,36 +64,27 @@ def kinematic_chain(rotations, joints, parents, levels, scales=None) -> torch.Te
     Args:
         rotations: (B, J, 3, 3) local rotations.
         joints: (B, J, 3) places at rest.
-        parents: (J,) int64; the root's is ignored.
-        levels: joints by depth, of `tree_levels`.
+        above: (R, J) `ancestors`.
         scales: (B, J, 3) per axis of each joint, or None.
 
     Returns:
         (B, J, 3, 4), which take a rest-pose point bound to the joint to its posed place.
     """
+    parents = above[0]
+    offset = joints - F.pad(joints, (0, 0, 0, 1))[:, parents]  # (B, J, 3)
     local = rotations
-    offset = joints - joints[:, parents]  # (B, J, 3)
-    offset = torch.cat([joints[:, :1], offset[:, 1:]], 1)
     if scales is not None:
-        ones = torch.ones_like(scales[:, :1])
-        parent_scales = torch.cat([ones, scales[:, parents][:, 1:]], 1)  # (B, J, 3)
+        parent_scales = F.pad(scales, (0, 0, 0, 1), value=1.0)[:, parents]  # (B, J, 3)
         local = local * scales[:, :, None, :] / parent_scales[:, :, :, None]
-
-    # One batched product per depth of the tree instead of one per joint.
-    world_r, world_t, order = [local[:, :1]], [offset[:, :1]], list(levels[0])
-    for level in levels[1:]:
-        above = [order.index(int(p)) for p in parents[level].tolist()]
-        r, t = (
-            torch.cat(world_r, 1)[:, above],
-            torch.cat(world_t, 1)[:, above],
-        )  # (B, n, 3, 3), (B, n, 3)
-        world_r.append(r @ local[:, level])
-        world_t.append((r @ offset[:, level, :, None]).squeeze(-1) + t)
-        order += level
-    back = torch.argsort(torch.tensor(order, device=joints.device))
-    r, t = torch.cat(world_r, 1)[:, back], torch.cat(world_t, 1)[:, back]  # (B, J, 3, 3), (B, J, 3)
-    t = t - (r @ joints[..., None]).squeeze(-1)
-    return torch.cat([r, t[..., None]], -1)  # (B, J, 3, 4)
+    chain = torch.cat([local, offset[..., None]], -1)  # (B, J, 3, 4)
+    # Recursive doubling: after r rounds a transform spans 2^r joints. A round is one product.
+    nothing = torch.eye(3, 4, dtype=chain.dtype, device=chain.device)
+    nothing = nothing.expand(len(chain), 1, 3, 4)
+    for row in above:
+        before = torch.cat([chain, nothing], 1)[:, row]  # (B, J, 3, 4)
+        chain = before[..., :3] @ chain + F.pad(before[..., 3:], (3, 0))
+    at_rest = F.pad((chain[..., :3] @ joints[..., None]), (3, 0))  # (B, J, 3, 4)
+    return chain - at_rest
 
 
 def skin(verts, transforms, weights) -> torch.Tensor:

@@ -62,6 +62,7 @@ class SMAL(nn.Module):
 
     faces: torch.Tensor
     parents: torch.Tensor
+    ancestors: torch.Tensor
     landmarks: torch.Tensor
     template: torch.Tensor
     shapedirs: torch.Tensor
@@ -80,11 +81,11 @@ class SMAL(nn.Module):
                 f" {families - 1}."
             )
         num_verts, num_joints = body.weights.shape
-        self.levels = lbs.tree_levels(body.parents.tolist())
         self.has_posedirs = bool(body.posedirs.any())  # the synthetic body has none
         constants = {
             "faces": body.faces,
             "parents": np.maximum(body.parents, 0),
+            "ancestors": lbs.ancestors(body.parents.tolist()).numpy(),
             "landmarks": body.landmarks,
             "template": align_template(body.template, body.mirror_plane, body.symmetry),
             "shapedirs": body.shapedirs.reshape(num_verts * 3, -1).T,  # (K, V*3)
@@ -135,18 +136,21 @@ class SMAL(nn.Module):
         rotations = lbs.rodrigues(pose.view(batch, pose.shape[1] // 3, 3))  # (B, J, 3, 3)
         posed = shaped
         if self.has_posedirs:
-            bend = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
-            posed = shaped + (bend.flatten(1) @ self.posedirs).view(batch, num_verts, 3)
-        scales = None
-        if betas_logscale is not None:
-            logscales = betas_logscale @ self.logscale_mask.flatten(1)  # (B, J*3)
-            scales = logscales.exp().view(batch, -1, 3)  # (B, J, 3)
-        transforms = lbs.kinematic_chain(rotations, rest_joints, self.parents, self.levels, scales)
+            posed = shaped + (lbs.bend(rotations) @ self.posedirs).view(batch, num_verts, 3)
+        transforms = self.transforms(rotations, rest_joints, betas_logscale)
         verts = lbs.skin(posed, transforms, self.weights)  # (B, V, 3)
         if trans is not None:
             verts = verts + trans[:, None]
         all_joints = torch.cat([self._regress(verts), verts[:, self.landmarks]], 1)
         return SMALOutput(verts.contiguous(), all_joints)
+
+    def transforms(self, rotations, rest_joints, betas_logscale=None) -> torch.Tensor:
+        """(B, J, 3, 4) of `lbs.kinematic_chain`, limbs scaled by betas_logscale (B, 6) or None."""
+        scales = None
+        if betas_logscale is not None:
+            logscales = betas_logscale @ self.logscale_mask.flatten(1)  # (B, J*3)
+            scales = logscales.exp().unflatten(1, (-1, 3))  # (B, J, 3)
+        return lbs.kinematic_chain(rotations, rest_joints, self.ancestors, scales)
 
     def _regress(self, verts):
         """Joints (B, J, 3) of vertices (B, V, 3), as one product over the batch."""

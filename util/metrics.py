@@ -87,7 +87,8 @@ def aligned_error(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{shapes}, expected two of the same shape (B, N, 3)")
     mean_p, mean_t = predicted.mean(1, keepdim=True), true.mean(1, keepdim=True)
     p, t = (predicted - mean_p).double(), (true - mean_t).double()
-    u, s, vh = torch.linalg.svd((t.transpose(1, 2) @ p).detach())  # (B, 3, 3)
+    product = (t.transpose(1, 2) @ p).detach().nan_to_num(0, 0, 0)  # what is NaN stays so below
+    u, s, vh = torch.linalg.svd(product)  # (B, 3, 3)
     sign = torch.ones_like(s)
     sign[:, 2] = torch.det(u @ vh).sign()
     rotation = u * sign[:, None] @ vh  # (B, 3, 3)

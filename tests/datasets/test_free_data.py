@@ -238,6 +238,17 @@ def test_a_mixture_draws_by_weight_without_repeats_before_all_were_drawn(three):
     np.testing.assert_allclose(fractions, [0.2, 0.2, 0.6], atol=0.04)
 
 
+def test_an_image_that_comes_again_in_an_epoch_is_changed_otherwise(three):
+    mixed = mixed_training_set({"stanford": 0.9, "synthetic": 0.1}, three, seed=3, augment=True)
+    plan = mixed.plan()
+    again = np.flatnonzero((plan[:, :2] == plan[0, :2]).all(1))
+    assert plan[again, 2].tolist() == list(range(len(again))) and len(again) > 1
+    images = [mixed[int(item)]["image"] for item in again]
+    assert not torch.equal(images[0], images[1])
+    once = mixed.datasets[plan[0, 0]][int(plan[0, 1])]["image"]
+    assert torch.equal(images[0], once)  # the first time as without a mixture
+
+
 def test_a_mixture_tells_which_images_have_ground_truth(three):
     from tests.datasets.test_crops import write_truth
 

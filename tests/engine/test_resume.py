@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import kills
+from engine import loop
 from engine.run_folder import BEST, PREVIOUS
 from tests.commands import fails
 from tests.engine.tiny import CHECKPOINT, at_step, command, content, train, train_apart
@@ -41,6 +42,16 @@ def test_a_run_killed_in_its_progress_bar_stops_no_other(data, tmp_path, monkeyp
         assert train_apart(data, tmp_path / "killed")[0] == -9
     monkeypatch.setattr(kills, "RUN_LIMIT", 60)
     assert train_apart(data, tmp_path / "other")[0] == 0
+
+
+def test_a_signal_between_two_epochs_saves(data, tmp_path, monkeypatch):
+    real = loop._finish_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_finish_epoch", lambda *given: (real(*given), _term(0)))
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(data, tmp_path / "run", epochs=30)  # fewer than the validated one's number
+    found = content(tmp_path / "run")
+    assert found["epoch"] == 1 and found["step"] == 5
 
 
 @pytest.mark.parametrize("step", [2, 5, 8])
@@ -80,7 +91,7 @@ def test_images_that_were_done_are_not_loaded_again(data, tmp_path, monkeypatch)
     train(data, tmp_path / "run", "--save_every", "3", epochs=1)
     shutil.copy(tmp_path / "run" / PREVIOUS, tmp_path / "run" / CHECKPOINT)
     seen, real = [], LabelledImages.load
-    monkeypatch.setattr(LabelledImages, "load", lambda s, i: seen.append(s.split) or real(s, i))
+    monkeypatch.setattr(LabelledImages, "load", lambda s, *i: seen.append(s.split) or real(s, *i))
     train(data, tmp_path / "run", "--resume", "auto", epochs=1)
     assert content(tmp_path / "run")["step"] == 5
     assert seen.count("train") == 18 - 3 * 4

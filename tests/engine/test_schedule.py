@@ -16,21 +16,21 @@ from util.errors import Interrupted
 
 
 def test_schedules_start_at_the_rate_and_end_where_they_say():
-    assert {Schedule(total=90).factor(step) for step in range(90)} == {1.0}
-    step = Schedule("step", total=90)
-    assert [step.factor(n) for n in (0, 59, 60, 79, 80, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    cosine = Schedule("cosine", total=90)
-    assert cosine.factor(0) == 1 and cosine.factor(45) == pytest.approx(0.5)
-    assert cosine.factor(30) == pytest.approx(0.75) and cosine.factor(90) == pytest.approx(0)
-    warm = Schedule(warmup=4, total=90)
-    assert [warm.factor(n) for n in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert {Schedule(epochs=90).factor(n, n) for n in range(90)} == {1.0}
+    step = Schedule("step", epochs=90)
+    assert [step.factor(n, n) for n in (0, 59, 60, 79, 80, 89)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    cosine = Schedule("cosine", epochs=90)
+    assert cosine.factor(0, 0) == 1 and cosine.factor(44.5, 9) == pytest.approx(0.5, abs=0.01)
+    assert cosine.factor(30, 9) == pytest.approx(0.75) and cosine.factor(90, 9) == pytest.approx(0)
+    warm = Schedule(warmup=4, epochs=90)
+    assert [warm.factor(0, n) for n in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
 
 
 def test_a_time_limit_stretches_the_schedule():
-    """Steps or time, whichever is further on."""
-    cosine = Schedule("cosine", total=90, max_minutes=10)
-    assert cosine.factor(0, elapsed=0.5) == pytest.approx(0.5)
-    assert cosine.factor(60, elapsed=0.1) == pytest.approx(0.25)
+    """Epochs or time, whichever is further on."""
+    cosine = Schedule("cosine", epochs=90, max_minutes=10)
+    assert cosine.factor(0, 0, elapsed=0.5) == pytest.approx(0.5)
+    assert cosine.factor(60, 60, elapsed=0.1) == pytest.approx(0.25)
     assert Schedule().elapsed() == 0
 
 

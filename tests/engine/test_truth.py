@@ -42,7 +42,7 @@ def test_terms_are_logged_and_resuming_is_exact(stage1, data, tmp_path):
 
 def test_the_answer_before_the_steps_has_losses_of_its_own(synthetic_body):
     smal, folder = SMAL(synthetic_body / "smal"), synthetic_body
-    model = CoarseModel(smal, "resnet18", img_res=64, keypoint_maps=True).eval()
+    model = CoarseModel(smal, "resnet18", img_res=64, keypoint_maps=True).train()
     prior = priors.shape_prior("smal", smal, folder), priors.pose_prior("smal", folder)
     out = model(torch.randn(2, 3, 64, 64))
     batch = {"keypoints": torch.cat([224 * torch.rand(2, 20, 2), torch.ones(2, 20, 1)], -1)}

@@ -53,7 +53,7 @@ def test_derivatives_are_those_of_the_body_but_for_its_soft_skin(smal, parameter
     solve = KeypointSolve(smal)
     rotations = rodrigues(pose.unflatten(1, (-1, 3)))
     nothing = torch.zeros(BATCH, smal.num_joints, 3)
-    world = kinematic_chain(rotations, nothing, smal.parents, smal.levels)[..., :3]
+    world = kinematic_chain(rotations, nothing, smal.ancestors)[..., :3]
     given = solve.derivative(world, joints, plane, scale)[..., parameter]
 
     step = torch.zeros(BATCH, 3 * smal.num_joints + 4 + 20)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from datasets.strong import NUM_DRAWS, strong_change
 from model import CoarseModel, CoarseToFine, ImageFeatures
 from model.coarse import SmallMapConv2d
 from model.graph_layers import GraphResBlock, VertexGroupNorm
@@ -243,6 +244,29 @@ def test_other_picture_sizes(body, img_res):
     assert verts.shape == (1, smal.num_verts, 3) and torch.isfinite(verts).all()
     sides = [m.shape[-1] for m in out.features.maps]
     assert sides == [-(-img_res // stride) for stride in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_pose_that_is_no_number_gives_meshes_that_are_none(body, value):
+    """So that the step is skipped and its images are named."""
+    smal, hierarchy, _ = body
+    model = CoarseToFine(smal, hierarchy, backbone="resnet18", img_res=64, num_channels=32).eval()
+    with torch.no_grad():
+        model.meshnet.code_predictor["pose_predictor"].pred_layer.bias[7] = value
+        out = model(torch.zeros(1, 3, 64, 64))
+    assert out.coarse.verts.isnan().any() and out.refined.verts.isnan().any()
+
+
+@pytest.mark.parametrize("betas_scale", [False, True])
+def test_a_process_may_have_no_image(body, betas_scale):
+    smal, hierarchy, _ = body
+    model = CoarseToFine(
+        smal, hierarchy, "resnet18", img_res=64, num_channels=32, betas_scale=betas_scale,
+        keypoint_maps=True,
+    ).eval()  # fmt: skip
+    out = model(strong_change(torch.zeros(0, 3, 64, 64), torch.zeros(0, NUM_DRAWS)))
+    assert out.refined.verts.shape == (0, smal.num_verts, 3)
+    out.refined.verts.sum().backward()
 
 
 def test_freezing_holds_weights_and_batch_norm_statistics(body):

@@ -8,7 +8,7 @@ import pytest
 import scipy.spatial.transform
 import torch
 
-from smal_model import SMAL, joints, lbs, load_body
+from smal_model import SMAL, BodyJoints, joints, lbs, load_body
 from smal_model.smal import align_template
 from util.errors import InputError
 
@@ -25,6 +25,7 @@ def smal(synthetic_body):
     layer.posedirs.normal_(
         0, 1e-3, generator=torch.Generator().manual_seed(0)
     )  # the synthetic body has none
+    layer.has_posedirs = True
     return layer
 
 
@@ -137,6 +138,31 @@ def test_gradients_agree_with_finite_differences(smal):
         assert torch.isclose(numeric, (grad * direction).sum(), rtol=1e-6), i
 
 
+@pytest.mark.parametrize("bends", [True, False])
+def test_joints_alone_are_those_of_the_vertices(smal, bends):
+    import copy
+
+    layer = copy.deepcopy(smal).double()
+    layer.has_posedirs = bends
+    alone = BodyJoints(layer)
+    rng = torch.Generator().manual_seed(1)
+    sizes = {20: 1.0, 105: 0.5, 3: 1.0, 6: 0.3}
+    inputs = [
+        (scale * torch.randn(4, n, generator=rng, dtype=torch.float64)).requires_grad_()
+        for n, scale in sizes.items()
+    ]
+    target = torch.randn(4, 41, 3, generator=rng, dtype=torch.float64)
+    betas, pose, trans, logscale = inputs
+    expected = layer(betas, pose, trans, betas_logscale=logscale).joints
+    found = alone(betas, pose, trans, logscale)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # lengths of bones are rounded
+    grads = [torch.autograd.grad((j * target).sum(), inputs) for j in (expected, found)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+    without = layer(betas, pose, trans).joints
+    torch.testing.assert_close(alone(betas, pose, trans), without, atol=1e-5, rtol=0)
+
+
 def test_rodrigues_is_the_rotation():
     vectors = np.random.default_rng(0).normal(size=(50, 3))
     expected = scipy.spatial.transform.Rotation.from_rotvec(vectors).as_matrix()
@@ -146,15 +172,14 @@ def test_rodrigues_is_the_rotation():
 def test_kinematic_chain_equals_a_joint_by_joint_loop():
     rng = np.random.default_rng(1)
     parents = [-1, 0, 0, 1, 3, 2, 5]
-    levels = lbs.tree_levels(parents)
+    above = lbs.ancestors(parents)
+    assert above.tolist() == [[7, 0, 0, 1, 3, 2, 5], [7, 7, 7, 0, 1, 0, 2]]
     rotations = lbs.rodrigues(torch.tensor(rng.normal(size=(2, 7, 3))))
     rest, scales = (
         torch.tensor(rng.normal(size=(2, 7, 3))),
         torch.tensor(rng.uniform(0.5, 2, (2, 7, 3))),
     )
-    found = lbs.kinematic_chain(
-        rotations, rest, torch.tensor([max(p, 0) for p in parents]), levels, scales
-    )
+    found = lbs.kinematic_chain(rotations, rest, above, scales)
     for b in range(2):
         world = []
         for j, p in enumerate(parents):

@@ -116,6 +116,8 @@ def test_aligned_error_ignores_similarities_and_sees_the_rest():
     assert (
         aligned_error(true * torch.tensor([-1.0, 1.0, 1.0]), true) > 0.3
     ).all()  # a mirror image is another shape
+    moved[1, 3, 2] = torch.nan
+    assert aligned_error(moved, true).isnan().tolist() == [False, True]
     # Opposite displacements along a direction where neither scaling nor turning the cloud helps.
     square = torch.tensor([[[1.0, 1, 0], [1, -1, 0], [-1, -1, 0], [-1, 1, 0]]])
     bent = square + torch.tensor([0.0, 0.0, 1.0]) * torch.tensor([1.0, -1, 1, -1])[:, None] * 0.1
