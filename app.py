@@ -5,6 +5,7 @@ python app.py --checkpoint logs/stage3/checkpoint.pth.tar     (needs: pip instal
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from datasets.media import read_photograph
@@ -47,8 +48,14 @@ def build_app(args):
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
     folder = body_folder(args)
     model = build.load_network(config, folder, checkpoint).to(device)
-    refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
-    plain, refined = Predictor(model), Predictor(model, refine)
+
+    @cache
+    def predictor(fit_mask: bool) -> Predictor:
+        """The networks; what fits to a mask needs priors, so it is made when it is asked for."""
+        if not fit_mask:
+            return Predictor(model)
+        return Predictor(model, build.build_refiner(model.smal, folder, args.renderer, "mask"))
+
     detector = open_detector(args.detector, args.detector_weights, device)
     build.make_output_dir(args.output_dir)
 
@@ -59,12 +66,13 @@ def build_app(args):
         try:
             photograph = read_photograph(upload, "photograph")
             animals = animals_of(photograph, None, detector) or [whole(photograph.image)]
+            networks = predictor(fit_mask)
         except InputError as error:
             raise gradio.Error(str(error).replace(str(upload), "the photograph")) from None
         tasks = tasks_of(photograph, animals, config.img_res, taken=set())
         out = Path(tempfile.mkdtemp(dir=args.output_dir))
         gallery = Gallery(out, model.smal.faces, args.renderer)
-        predict(tasks, refined if fit_mask else plain, gallery)
+        predict(tasks, networks, gallery)
         name = tasks[0].name
         kind = "refined" if checkpoint.refined or fit_mask else "coarse"
         mesh = next(

@@ -6,6 +6,7 @@ python demo.py dog.jpg --checkpoint logs/stage3/checkpoint.pth.tar --detector no
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from datasets.media import (
     MASK_ENDING,
     VIDEO_SUFFIXES,
     Photograph,
+    files_inside,
     find_media,
     media_names,
     read_media,
@@ -26,8 +28,9 @@ from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, open_detector, whole
 from engine.predict import Predictor, Task, sample_of
 from engine.prediction_options import PRETRAINED, demo_parser
-from engine.video import follow, smooth_prediction
+from engine.video import follow, packed, smooth_prediction, unpacked, without_features
 from report.gallery import Gallery
+from smal_model.hierarchy import HIERARCHY_FILE
 from synthetic.body import write_body
 from synthetic.presets import PRESETS
 from util.errors import InputError, run_cli
@@ -35,7 +38,12 @@ from util.errors import InputError, run_cli
 
 def main(argv=None) -> int:
     args = demo_parser().parse_args(argv)
-    paths = find_media(args.input)
+    failed: list[str] = []
+
+    def on_fault(fault: InputError) -> None:
+        failed.append(str(fault))
+
+    paths = find_media(args.input, on_fault, args.output_dir)
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
@@ -51,9 +59,8 @@ def main(argv=None) -> int:
     build.make_output_dir(args.output_dir)
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
-    for path in other_files(args.input, paths):
+    for path in other_files(args.input, paths, args.output_dir):
         print(f"left out: {path} is neither photograph nor video", file=sys.stderr)
-    failed: list[str] = []
     unmasked: list[str] = []
     named = list(zip(media_names(paths), paths, strict=True))
     videos = [(n, p) for n, p in named if p.suffix.lower() in VIDEO_SUFFIXES]
@@ -62,33 +69,34 @@ def main(argv=None) -> int:
     batch: list[Task] = []
     reader = read_media(
         [path for _, path in photographs],
-        on_fault=lambda fault: failed.append(str(fault)),
+        on_fault=on_fault,
         names=[name for name, _ in photographs],
     )
-    for photograph in tqdm(reader, desc="photographs", total=len(photographs)):
-        try:
-            animals = animals_of(photograph, args.bbox, detector)
-        except InputError as error:
-            failed.append(str(error))
-            continue
-        animals = animals or [whole(photograph.image)]
-        tasks = tasks_of(photograph, animals, config.img_res, taken)
-        pairs = zip(tasks, animals, strict=True)
-        unmasked += [task.name for task, animal in pairs if animal.mask is None]
-        batch += tasks
-        while len(batch) >= args.batch_size:
-            predict(batch[: args.batch_size], predictor, gallery)
-            batch = batch[args.batch_size :]
-    if batch:
-        predict(batch, predictor, gallery)
-    for name, path in tqdm(videos, desc="videos"):
-        try:
-            masked = predict_video(name, path, args, predictor, gallery, detector)
-            unmasked += [] if masked else [name]
-        except InputError as error:
-            failed.append(str(error))
-
-    gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
+    try:
+        for photograph in tqdm(reader, desc="photographs", total=len(photographs)):
+            try:
+                animals = animals_of(photograph, args.bbox, detector)
+            except InputError as error:
+                failed.append(str(error))
+                continue
+            animals = animals or [whole(photograph.image)]
+            tasks = tasks_of(photograph, animals, config.img_res, taken)
+            pairs = zip(tasks, animals, strict=True)
+            unmasked += [task.name for task, animal in pairs if animal.mask is None]
+            batch += tasks
+            while len(batch) >= args.batch_size:
+                predict(batch[: args.batch_size], predictor, gallery)
+                batch = batch[args.batch_size :]
+        if batch:
+            predict(batch, predictor, gallery)
+        for name, path in tqdm(videos, desc="videos"):
+            try:
+                masked = predict_video(name, path, args, predictor, gallery, detector)
+                unmasked += [] if masked else [name]
+            except InputError as error:
+                failed.append(str(error))
+    finally:  # what is done can be seen, whatever stopped the rest
+        gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
     print(f"{len(gallery.images)} results are in {args.output_dir}: open index.html.")
     if args.refine and unmasked:
         print(f"not refined, since no mask is known: {', '.join(unmasked)}", file=sys.stderr)
@@ -97,11 +105,11 @@ def main(argv=None) -> int:
     return 1 if failed else 0
 
 
-def other_files(inputs: list[Path], paths: list[Path]) -> list[Path]:
+def other_files(inputs: list[Path], paths: list[Path], skip: Path) -> list[Path]:
     """Files in the folders among `inputs` that are neither read nor the mask of what is."""
     read = {*paths, *(path.with_name(path.stem + MASK_ENDING) for path in paths)}
-    inside = [p for folder in inputs if folder.is_dir() for p in sorted(folder.rglob("*"))]
-    return [p for p in inside if p.is_file() and p not in read and not p.name.startswith(".")]
+    inside = [p for folder in inputs if folder.is_dir() for p in files_inside(folder, skip)]
+    return [p for p in inside if p not in read]
 
 
 def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[Animal]:
@@ -154,7 +162,10 @@ def predict_video(
     def frames() -> Iterator[np.ndarray]:
         return (photograph.image for photograph in read_video(path))
 
-    found = [animals_of(frame, args.bbox, detector) for frame in read_video(path)]
+    found = [
+        [packed(animal) if args.refine else replace(animal, mask=None) for animal in animals]
+        for animals in (animals_of(frame, args.bbox, detector) for frame in read_video(path))
+    ]
     if not any(found):
         found = [[whole(image)] for image in frames()]
     animals = follow(found)
@@ -162,9 +173,9 @@ def predict_video(
     crops: list = []
     samples: list[dict] = []
     for image, animal in zip(frames(), animals, strict=True):
-        samples.append(sample_of(image, animal, predictor.img_res, name))
+        samples.append(sample_of(image, unpacked(animal), predictor.img_res, name))
         if len(samples) == args.batch_size or len(crops) + len(samples) == len(animals):
-            parts.append(predictor(samples)[1])
+            parts.append(without_features(predictor(samples)[1]))
             for sample in samples:
                 center, side = sample["center"].tolist(), 200 * float(sample["scale"])
                 crops.append((tuple(center), side))
@@ -188,7 +199,7 @@ def body_folder(args) -> Path:
     if not own_network and (folder / "smal").is_dir():
         return folder
     own = args.output_dir / "body"
-    if not (own / "smal").is_dir():
+    if not (own / HIERARCHY_FILE).is_file():  # the last that is written
         if not own_network:
             print(f"{folder} holds no body: the embedded one is made in {own}.")
         write_body(own, *PRESETS["wide"].priors())

@@ -14,7 +14,7 @@ from util.errors import InputError, run_cli
 from util.files import write_text
 
 from . import DATASETS, SPLITS, dataset_class, has_split, oxford_pet
-from .annotations import CHECKSUMS, printable
+from .annotations import CHECKSUMS, printable, read_checksums
 from .images import read_bytes, simplejpeg
 
 
@@ -66,9 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         note = "damaged JPEG files that still decode were not looked for: pip install simplejpeg"
         print(note, file=sys.stderr)
     if args.write_checksums:
+        known = read_checksums(root)  # what is unusable now keeps the sum that it should have
+        known |= {str(path): hashlib.sha256(read_bytes(path)).hexdigest() for path in usable}
         lines = [
-            f"{hashlib.sha256(read_bytes(path)).hexdigest()}  {path.relative_to(root).as_posix()}\n"
-            for path in sorted(usable)
+            f"{digest}  {Path(path).relative_to(root).as_posix()}\n"
+            for path, digest in sorted(known.items())
         ]
         write_text(root / CHECKSUMS, "".join(lines))
         print(f"checksums of {len(lines)} images written to {root / CHECKSUMS}")

@@ -42,7 +42,7 @@ class Fits:
 
     def __init__(self, folder: Path, body_folder: Path):
         self.folder, self.mirror = folder, Mirror.of_body(body_folder)
-        paths = sorted((folder / "parameters").glob("*.npz"))
+        paths = sorted(p for p in (folder / "parameters").glob("*.npz") if p.name[0] != ".")
         if not paths:
             raise InputError(f"{folder} holds no parameters/*.npz, expected the results of fit.py")
         self.num_files = len(paths)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +22,9 @@ MOST_BYTES = 2**28  # of an image file
 LARGE = 2**23  # pixels
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)  # Pillow's
+DAMAGED = (  # what Pillow raises
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
+)  # fmt: skip
 HARMLESS = ("Warning:", "Unknown Adobe", "Invalid SOS parameters", "bad ICC marker")  # in JPEGs
 _one_large = threading.Lock()
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from util.errors import InputError
 
-from .annotations import printable, unique_names
+from .annotations import MOST_NAME_BYTES, printable, unique_names
 from .images import (
     DAMAGED,
     FORMATS,
@@ -108,30 +108,65 @@ def _read_mask(photograph: Path, size: tuple[int, int]) -> np.ndarray | None:
     return mask
 
 
-def find_media(inputs: Sequence[str | Path]) -> list[Path]:
+def find_media(
+    inputs: Sequence[str | Path],
+    on_fault: Callable[[InputError], None] | None = None,
+    skip: Path | None = None,
+) -> list[Path]:
     """The photographs and videos among files and, sorted and with their subfolders, in folders.
 
+    Args:
+        inputs: files and folders; a mask beside its photograph is no photograph.
+        on_fault: is told of a file that is missing or neither; without it the fault is raised.
+        skip: a folder inside those of `inputs` to leave out.
+
     Raises:
-        InputError: an input is missing or neither, or a folder holds none.
+        InputError: a folder holds none, or nothing is left.
     """
     known = IMAGE_SUFFIXES | HEIF_SUFFIXES | VIDEO_SUFFIXES
-    found = []
+    found: list[Path] = []
+    faults: list[InputError] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            inside = [Path(root) / file for root, _, files in os.walk(path) for file in files]
-            inside = [p for p in sorted(inside) if p.suffix.lower() in known]
-            named = {p.with_suffix("") for p in inside if p.suffix.lower() not in VIDEO_SUFFIXES}
-            inside = [p for p in inside if not _is_mask(p, named)]
-            if not inside:
+            inside = [p for p in files_inside(path, skip) if p.suffix.lower() in known]
+            if not _without_masks(inside):
                 raise InputError(f"{path} holds no photograph or video")
             found += inside
         elif not path.is_file():
-            raise InputError(f"{path} is missing")
+            faults.append(InputError(f"{path} is missing"))
         elif path.suffix.lower() not in known:
-            raise InputError(f"{path} is neither photograph nor video ({', '.join(sorted(known))})")
+            expected = ", ".join(sorted(known))
+            faults.append(InputError(f"{path} is neither photograph nor video ({expected})"))
         else:
             found.append(path)
-    return found
+    for fault in faults:
+        if on_fault is None or not found:
+            raise fault
+        on_fault(fault)
+    return _without_masks(found)
+
+
+def files_inside(folder: Path, skip: Path | None = None) -> list[Path]:
+    """The files in a folder and its subfolders, sorted; not those in `skip`, nor hidden ones."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (skip is None or not _same(Path(root) / name, skip))
+        ]
+        found += [Path(root) / name for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _without_masks(paths: list[Path]) -> list[Path]:
+    """Those that are not the mask of one of the photographs."""
+    named = {p.with_suffix("") for p in paths if p.suffix.lower() not in VIDEO_SUFFIXES}
+    return [p for p in paths if not _is_mask(p, named)]
 
 
 def _is_mask(path: Path, named: set[Path]) -> bool:
@@ -143,7 +178,9 @@ def _is_mask(path: Path, named: set[Path]) -> bool:
 
 def media_names(paths: Sequence[Path]) -> list[str]:
     """A name for each file, fit for file names, no two the same: its own without the ending."""
-    return unique_names([printable(path.stem) for path in paths], range(len(paths)))
+    names = [printable(path.stem) for path in paths]
+    short = [name.encode()[:MOST_NAME_BYTES].decode(errors="ignore") for name in names]
+    return unique_names(short, range(len(paths)))
 
 
 def read_media(

@@ -3,7 +3,10 @@
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torchvision.models import detection
@@ -15,6 +18,7 @@ from .checkpoint import load_checkpoint
 
 ANIMALS = ("cat", "dog", "horse", "sheep", "cow", "bear", "zebra", "giraffe")  # of COCO
 MIN_SCORE = 0.5
+LONGEST = 1333  # pixels of a photograph's longer side, as Mask R-CNN takes it
 SAME_ANIMAL = 0.6  # overlap of boxes above which two detections are one animal
 
 
@@ -23,12 +27,12 @@ class Animal:
     """One animal in a photograph.
 
     box: (4,) x, y, width, height, pixels.
-    mask: (H, W) bool, or None where it is not known.
+    mask: (H, W) bool, or None where it is not known (in engine.video: run lengths, of pycocotools).
     kind: its class in COCO, or "" where nobody said.
     """
 
     box: np.ndarray
-    mask: np.ndarray | None = None
+    mask: Any = None
     kind: str = ""
 
 
@@ -47,6 +51,11 @@ class Detector:
     def __call__(self, image: np.ndarray) -> list[Animal]:
         """The animals in an image (H, W, 3) uint8, the surest first; empty where there is none."""
         device = next(self.net.parameters()).device
+        height, width = image.shape[:2]
+        shrink = max(1.0, max(height, width) / LONGEST)  # else each mask is as large as the image
+        if shrink > 1:
+            small = max(1, round(width / shrink)), max(1, round(height / shrink))
+            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         values = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1) / 255
         (found,) = self.net([values])
         names = [self.categories[i] for i in found["labels"].tolist()]
@@ -59,8 +68,9 @@ class Detector:
         chosen = kept[batched_nms(boxes, scores, torch.zeros_like(kept), SAME_ANIMAL)]
         animals = []
         for i in chosen.tolist():
-            x0, y0, x1, y1 = found["boxes"][i].tolist()
-            mask = (found["masks"][i, 0] > 0.5).cpu().numpy()
+            x0, y0, x1, y1 = (shrink * found["boxes"][i]).tolist()
+            soft = found["masks"][i, 0].cpu().numpy()
+            mask = (cv2.resize(soft, (width, height)) if shrink > 1 else soft) > 0.5
             if min(x1 - x0, y1 - y0) >= 2 and mask.any():
                 box = np.array([x0, y0, x1 - x0, y1 - y0])
                 animals.append(Animal(box, mask, names[i]))
@@ -74,11 +84,18 @@ def build_detector(weights: Path | None, device: torch.device) -> Detector:
         InputError: the file does not fit, or nothing can be downloaded.
     """
     published = detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
-    net = detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    net = detection.maskrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, box_score_thresh=MIN_SCORE
+    )
     try:
-        state = load_checkpoint(weights).state_dict if weights else published.get_state_dict()
-    except (OSError, urllib.error.URLError) as error:
-        raise InputError(f"the detector's weights cannot be downloaded ({error})") from None
+        if weights:
+            state = load_checkpoint(weights).state_dict
+        else:
+            state = published.get_state_dict(check_hash=True)
+    except (OSError, urllib.error.URLError, RuntimeError, EOFError, UnpicklingError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = f"{error}; a damaged file in {cache} can be removed"
+        raise InputError(f"the detector's weights cannot be downloaded ({reason})") from None
     try:
         net.load_state_dict(state)
     except RuntimeError:

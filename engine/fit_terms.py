@@ -68,7 +68,7 @@ class Labels:
     keypoints: (B, 20, 3).
     mask: (B, 224, 224), 0 where it is not known.
     border: (B, 224, 224), 1 where the mask counts.
-    distance: (B, 224, 224) pixels to the mask or to where it does not count.
+    distance: (B, 224, 224) pixels to the mask or to where it does not count, 0 without a mask.
     masked: (B,) 1 where there is a mask. known: (B,) 1 where there is anything to fit to.
     """
 
@@ -94,6 +94,7 @@ class Labels:
         outside = ((mask < 0.5) & (border > 0)).cpu().numpy().astype(np.uint8)
         maps = [cv2.distanceTransform(image, cv2.DIST_L2, 5) for image in outside]
         distance = torch.from_numpy(np.stack(maps)).to(mask)
+        distance = torch.where(masked[:, None, None] > 0, distance, 0)  # far from no mask
         known = ((keypoints[..., 2] > 0).any(1) | (masked > 0)).float()
         return cls(keypoints, mask, border, distance, masked, known)
 

@@ -1,16 +1,39 @@
 """An animal through a video: its box in each frame, and parameters smoothed over time."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from model import Estimate, Prediction
+from model import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 
 from .detect import Animal
 
 FRAMES = 2.0  # standard deviation of the smoothing, frames
+
+
+def packed(animal: Animal) -> Animal:
+    """The animal with its mask as run lengths: a video has thousands."""
+    if animal.mask is None:
+        return animal
+    return replace(animal, mask=coco_mask.encode(np.asfortranarray(animal.mask, np.uint8)))
+
+
+def unpacked(animal: Animal) -> Animal:
+    """The animal with its mask as an array again."""
+    if animal.mask is None:
+        return animal
+    return replace(animal, mask=coco_mask.decode(animal.mask) > 0)
+
+
+def without_features(out: Prediction) -> Prediction:
+    """The prediction without what was seen of the images, which is most of it."""
+    features = ImageFeatures((), out.features.pooled[:, :0])
+    return replace(out, features=features, keypoints=None, before=None)
 
 
 def follow(found: list[list[Animal]]) -> list[Animal]:
@@ -56,7 +79,9 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
     scale = over_time(p.coarse.scale for p in parts)
     logscale = del_v = refined = None
     if parts[0].betas_logscale is not None:
-        logscale = over_time(p.betas_logscale for p in parts)
+        of_frames = (p.betas_logscale for p in parts if p.betas_logscale is not None)
+        logscale = torch.cat([*of_frames])
+        logscale = logscale.mean(0, keepdim=True).expand_as(logscale)
     body = smal(betas, smooth_pose, trans, betas_logscale=logscale)
     if any(p.del_v is not None for p in parts):  # a stage 1 network's, where masks refined it
         none = torch.zeros_like(body.verts)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from model.outputs import Prediction
+from util.errors import InputError
 from util.files import atomic_write
 from util.images import to_image, write_png
 
@@ -80,19 +81,25 @@ class Gallery:
             rate: frames a second.
         """
         finest = out.finest
+        rate = rate or FRAME_RATE
+        rate = round(rate, 2 if rate < 600 else None)  # at most 65,535 ticks a second in MPEG-4
         with atomic_write(self.folder / f"{name}.mp4") as temporary:
             writer = None
             for t, image in enumerate(frames):
                 over = photograph_overlay(image, finest[t], self.faces, crops[t])
                 if writer is None:
                     size, code = over.shape[1::-1], cv2.VideoWriter.fourcc(*"mp4v")
-                    writer = cv2.VideoWriter(str(temporary), code, rate or FRAME_RATE, size)
+                    writer = cv2.VideoWriter(str(temporary), code, rate, size)
+                    if not writer.isOpened():
+                        found = f"{name}.mp4 of {size[0]} x {size[1]} pixels"
+                        raise InputError(f"{found}, {rate:g} frames a second, cannot be written")
                 writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
             if writer is not None:
                 writer.release()
-        values = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
+        values: dict = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
         values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "faces": self.faces}
-        arrays: dict = {k: array_of(v) for k, v in values.items()}
+        values |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
+        arrays: dict = {k: array_of(v) for k, v in values.items() if v is not None}
         arrays["crop_center"] = np.array([center for center, _ in crops])
         arrays["crop_side"] = np.array([side for _, side in crops])
         with atomic_write(self.folder / f"{name}_sequence.npz") as temporary:
@@ -100,7 +107,7 @@ class Gallery:
         for t, verts in enumerate(array_of(finest.verts)):
             write_meshes(self.folder / f"{name}_sequence", f"{t:06d}", verts, self.faces)
         files = {"video": f"{name}.mp4", "sequence": f"{name}_sequence.npz"}
-        mesh = {"refined": array_of(finest.verts[0])}
+        mesh = {"refined" if out.refined else "coarse": array_of(finest.verts[0])}
         self.images.append(PageImage(name, meshes=mesh, files=files))
 
     def write_page(self, title: str, facts: dict) -> None:

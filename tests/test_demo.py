@@ -59,6 +59,16 @@ def test_detector_keeps_sure_animals_once():
     assert animals[1].mask.sum() == 30 * 40
 
 
+def test_large_photographs_are_shrunk_for_the_detector():
+    """Boxes and masks come back in pixels of the photograph."""
+    net = planted(1333, [[100, 200, 500, 900]], [2], [0.9])
+    (animal,) = Detector(net, CATEGORIES)(np.zeros((2666, 2666, 3), np.uint8))
+    assert animal.box.tolist() == [200, 400, 800, 1400] and animal.mask.shape == (2666, 2666)
+    rows, columns = (animal.mask.any(axis).nonzero()[0] for axis in (1, 0))
+    ends = rows[0], rows[-1], columns[0], columns[-1]
+    assert np.abs(np.array(ends) - (400, 1799, 200, 999)).max() <= 1
+
+
 def _arguments(runs, data, out, *more):
     checkpoint = runs / "stage2" / "checkpoint.pth.tar"
     options = ["--data_dir", data, "--output_dir", out, "--checkpoint", checkpoint]
@@ -191,8 +201,17 @@ def test_nothing_to_read_is_said(runs, data, tmp_path):
         demo.main(_arguments(runs, data, tmp_path / "out", tmp_path / "nowhere.jpg"))
 
 
-def _write_video(path, image, code="mp4v"):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10, (320, 240))
+def test_a_video_of_an_odd_frame_rate_has_its_frames(runs, data, dog, tmp_path):
+    path = tmp_path / "slow.avi"
+    _write_video(path, cv2.imread(str(dog)), "MJPG", rate=119.957)
+    assert demo.main(_arguments(runs, data, tmp_path / "out", path, "--bbox", "9,9,200,200")) == 0
+    video = cv2.VideoCapture(str(tmp_path / "out" / "slow.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(119.957, abs=0.01)
+
+
+def _write_video(path, image, code="mp4v", rate=10):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, (320, 240))
     if not writer.isOpened():
         pytest.skip("this OpenCV writes no video")
     for _ in range(2):

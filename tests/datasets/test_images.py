@@ -177,3 +177,5 @@ def test_with_checksums_no_changed_byte_is_accepted(small_set, capsys):
     assert check.main(command) == 1
     out = capsys.readouterr().out
     assert "breed_dog_0" in out and "its checksum is not the recorded one" in out
+    assert check.main([*command, "--write_checksums"]) == 1  # the sum that it should have stays
+    assert check.main(command) == 1

@@ -1,6 +1,7 @@
 """People's own photographs and videos as they are seen."""
 
 import importlib.util
+import zlib
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.images import MOST_PIXELS, read_image
-from datasets.media import find_media, read_media, read_photograph, read_video
+from datasets.media import find_media, media_names, read_media, read_photograph, read_video
 from util.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 60, 200)
@@ -139,6 +140,49 @@ def test_folders_are_read_in_order_and_names_differ(tmp_path, picture):
     names = ["a/deep/er.webp", "a/dog.png", "b/dog.jpg", "z.JPG", "z.JPG"]
     assert [p.relative_to(tmp_path).as_posix() for p in paths] == names
     assert [p.name for p in read_media(paths)] == ["er", "dog_1", "dog_2", "z_3", "z_4"]
+
+
+def test_hidden_files_results_and_masks_given_by_name_are_left_out(tmp_path, picture):
+    for name in ("dog.jpg", "._dog.jpg", "out/dog_overlay.png", ".hidden/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / name)
+    Image.fromarray(picture[..., 0]).save(tmp_path / "dog_mask.png")
+    dog = tmp_path / "dog.jpg"
+    assert find_media([tmp_path], skip=tmp_path / "x" / ".." / "out") == [dog]
+    faults = []
+    (tmp_path / "notes.txt").write_text("no photograph")
+    given = [dog, tmp_path / "dog_mask.png", tmp_path / "notes.txt", tmp_path / "gone.jpg"]
+    assert find_media(given, faults.append) == [dog]  # as a shell's * gives them
+    assert ["notes.txt" in str(faults[0]), "gone.jpg is missing" in str(faults[1])] == [True] * 2
+
+
+def test_long_names_leave_room_for_endings(tmp_path, picture):
+    for ending in ("jpg", "png"):
+        Image.fromarray(picture).save(tmp_path / f"{'犬' * 80}.{ending}")
+    names = media_names(find_media([tmp_path]))
+    assert len(set(names)) == 2 and max(len(name.encode()) for name in names) < 210
+
+
+def test_cut_exif_is_named(tmp_path, picture):
+    """Wherever it is cut, the photograph is read or named."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf")
+    size = int.from_bytes(data[start - 4 : start], "big")
+    named = 0
+    for length in range(size):
+        chunk = data[start : start + 4 + length]
+        cut = data[: start - 4] + length.to_bytes(4, "big") + chunk
+        cut += zlib.crc32(chunk).to_bytes(4, "big")
+        (tmp_path / "a.png").write_bytes(cut + data[start + 8 + size :])
+        try:
+            read_photograph(tmp_path / "a.png")
+        except InputError as error:
+            named += 1
+            assert "a.png is damaged" in str(error)
+    assert named > 0
 
 
 def test_what_is_no_photograph_is_named(tmp_path, picture):

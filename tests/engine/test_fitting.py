@@ -180,6 +180,17 @@ def test_headings_start_on_the_labels(body, batch):
     assert (centre[: QUICK.headings] - wanted).abs().max() < 0.05
 
 
+def test_a_mask_that_is_not_given_is_far_from_nothing(body, truth, batch):
+    """Keypoints alone: the network's own hold those that are not labelled."""
+    smal, prior = body
+    few = batch["keypoints"].clone()
+    few[:, 4:] = 0
+    labels = Labels.of({"keypoints": few, "mask_weight": torch.ones(2, 224, 224)})
+    terms, start = Terms(smal, prior, QUICK), perturbed(smal, truth)
+    assert (terms.start_keypoints(truth.coarse, labels, start) > 0.1).all()
+    assert (terms.outside(truth.coarse, labels) == 0).all()
+
+
 def test_a_batch_without_labels_is_refused(body):
     smal, prior = body
     with pytest.raises(ValueError, match="neither keypoints nor mask"):

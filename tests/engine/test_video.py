@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from engine.detect import Animal
-from engine.video import follow, smooth_prediction
+from engine.video import follow, packed, smooth_prediction, unpacked, without_features
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 
@@ -28,6 +28,13 @@ def test_a_frame_without_a_detection_lies_between_its_neighbours():
         assert (b.mask is None) == (t in (0, 12, 13, 14, 29))
 
 
+def test_packed_masks_are_the_same():
+    mask = np.random.default_rng(0).random((30, 41)) > 0.7
+    again = unpacked(packed(Animal(np.arange(4), mask, "dog")))
+    assert (again.mask == mask).all() and again.kind == "dog"
+    assert unpacked(packed(Animal(np.arange(4)))).mask is None
+
+
 def test_offsets_that_some_frames_lack_are_kept(synthetic_body):
     """A stage 1 network's frames have offsets only where a mask refined them."""
     smal = SMAL(synthetic_body / "smal")
@@ -37,7 +44,7 @@ def test_offsets_that_some_frames_lack_are_kept(synthetic_body):
     plain = Prediction(coarse, trans, pose, betas, None, ImageFeatures((), torch.zeros(2, 0)))
     refined = replace(plain, refined=coarse, del_v=torch.ones_like(body.verts))
     for parts in ([plain, refined], [refined, plain]):
-        out = smooth_prediction(parts, smal)
+        out = smooth_prediction([without_features(part) for part in parts], smal)
         moved = out.del_v.mean((1, 2))
         first, last = (0, 1) if parts[0] is plain else (1, 0)
         assert moved[[0, -1]].round().tolist() == [first, last] and out.refined is not None
