@@ -26,7 +26,7 @@ test: $(VENV)/.tests-installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 clean-demo:
 	rm -rf $(DATA) $(WIDE) $(OUT)
