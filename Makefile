@@ -53,7 +53,7 @@ $(OUT)/first/.done: $(WIDE)/synthetic.json
 
 # PHOTOS=folder: your own photographs, anew each time; one that cannot be read stops nothing.
 $(OUT)/photos/.done: FORCE | $(VENV)/.installed
-	-$(PYTHON) demo.py "$(PHOTOS)" --output_dir $(OUT)/photos
+	-$(PYTHON) demo.py "$(patsubst ~/%,$(HOME)/%,$(PHOTOS))" --output_dir $(OUT)/photos
 	touch $@
 
 # Each stage ends in time on any machine, its learning rate falling to 0.

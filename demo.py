@@ -108,7 +108,8 @@ def main(argv=None) -> int:
 def other_files(inputs: list[Path], paths: list[Path], skip: Path) -> list[Path]:
     """Files in the folders among `inputs` that are neither read nor the mask of what is."""
     read = {*paths, *(path.with_name(path.stem + MASK_ENDING) for path in paths)}
-    inside = [p for folder in inputs if folder.is_dir() for p in files_inside(folder, skip)]
+    folders = [f for f in inputs if f.is_dir() and f.resolve() != skip.resolve()]
+    inside = [p for folder in folders for p in files_inside(folder, skip)]
     return [p for p in inside if p not in read]
 
 

@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--write_checksums",
         action="store_true",
         help=f"note the usable images' checksums in the data set's folder ({CHECKSUMS}): from then "
-        "on every image that has changed is unusable",
+        "on every image that has changed is unusable, unless its line there is deleted",
     )
     return parser
 

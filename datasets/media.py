@@ -117,20 +117,22 @@ def find_media(
 
     Args:
         inputs: files and folders; a mask beside its photograph is no photograph.
-        on_fault: is told of a file that is missing or neither; without it the fault is raised.
-        skip: a folder inside those of `inputs` to leave out.
+        on_fault: is told of a file that is missing or neither, or a folder that holds none.
+        skip: a folder, one of `inputs` or inside one, to leave out.
 
     Raises:
-        InputError: a folder holds none, or nothing is left.
+        InputError: such a fault without `on_fault`, or where nothing is left.
     """
     known = IMAGE_SUFFIXES | HEIF_SUFFIXES | VIDEO_SUFFIXES
     found: list[Path] = []
     faults: list[InputError] = []
     for path in map(Path, inputs):
         if path.is_dir():
+            if skip is not None and _same(path, skip):
+                continue
             inside = [p for p in files_inside(path, skip) if p.suffix.lower() in known]
             if not _without_masks(inside):
-                raise InputError(f"{path} holds no photograph or video")
+                faults.append(InputError(f"{path} holds no photograph or video"))
             found += inside
         elif not path.is_file():
             faults.append(InputError(f"{path} is missing"))
@@ -143,6 +145,8 @@ def find_media(
         if on_fault is None or not found:
             raise fault
         on_fault(fault)
+    if not found:
+        raise InputError(f"{skip} is where results go: give other folders than --output_dir")
     return _without_masks(found)
 
 

@@ -31,7 +31,7 @@ def unpacked(animal: Animal) -> Animal:
 
 
 def without_features(out: Prediction) -> Prediction:
-    """The prediction without what was seen of the images, which is most of it."""
+    """The prediction without the image features, which are most of it."""
     features = ImageFeatures((), out.features.pooled[:, :0])
     return replace(out, features=features, keypoints=None, before=None)
 

@@ -81,8 +81,19 @@ class Gallery:
             rate: frames a second.
         """
         finest = out.finest
-        rate = rate or FRAME_RATE
-        rate = round(rate, 2 if rate < 600 else None)  # at most 65,535 ticks a second in MPEG-4
+        values: dict = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
+        values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "faces": self.faces}
+        values |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
+        arrays: dict = {k: array_of(v) for k, v in values.items() if v is not None}
+        arrays["crop_center"] = np.array([center for center, _ in crops])
+        arrays["crop_side"] = np.array([side for _, side in crops])
+        with atomic_write(self.folder / f"{name}_sequence.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+        for t, verts in enumerate(array_of(finest.verts)):
+            write_meshes(self.folder / f"{name}_sequence", f"{t:06d}", verts, self.faces)
+        rate = min(max(rate, 0.001), 65535) if rate else FRAME_RATE
+        # MPEG-4 has at most 65,535 ticks a second
+        rate = round(rate, 3 if rate < 65 else 2 if rate < 600 else None)
         with atomic_write(self.folder / f"{name}.mp4") as temporary:
             writer = None
             for t, image in enumerate(frames):
@@ -96,16 +107,6 @@ class Gallery:
                 writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
             if writer is not None:
                 writer.release()
-        values: dict = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
-        values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "faces": self.faces}
-        values |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
-        arrays: dict = {k: array_of(v) for k, v in values.items() if v is not None}
-        arrays["crop_center"] = np.array([center for center, _ in crops])
-        arrays["crop_side"] = np.array([side for _, side in crops])
-        with atomic_write(self.folder / f"{name}_sequence.npz") as temporary:
-            np.savez_compressed(temporary, **arrays)
-        for t, verts in enumerate(array_of(finest.verts)):
-            write_meshes(self.folder / f"{name}_sequence", f"{t:06d}", verts, self.faces)
         files = {"video": f"{name}.mp4", "sequence": f"{name}_sequence.npz"}
         mesh = {"refined" if out.refined else "coarse": array_of(finest.verts[0])}
         self.images.append(PageImage(name, meshes=mesh, files=files))

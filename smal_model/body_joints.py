@@ -23,7 +23,8 @@ class BodyJoints(nn.Module):
 
     of_joint: torch.Tensor
     of_bone: torch.Tensor
-    share: torch.Tensor
+    fraction: torch.Tensor
+    total: torch.Tensor
     moments: torch.Tensor
     moment_dirs: torch.Tensor
     bend_dirs: torch.Tensor
@@ -48,7 +49,8 @@ class BodyJoints(nn.Module):
         constants = {
             "of_joint": F.one_hot(pairs[:, 0], len(sums)).to(held).T,  # (J + 6, P)
             "of_bone": pairs[:, 1],
-            "share": held.sum(1, keepdim=True),  # (P, 1)
+            "fraction": held.sum(1, keepdim=True),  # (P, 1)
+            "total": sums.sum(1, keepdim=True),  # (J + 6, 1), 1 but for rounding
             "moments": held @ smal.template,  # (P, 3)
             "moment_dirs": moved(shape),
             "bend_dirs": moved(bends),
@@ -68,5 +70,5 @@ class BodyJoints(nn.Module):
             moments = moments + (bend @ self.bend_dirs).unflatten(1, (-1, 3))
         transforms = self.smal.transforms(rotations, rest, betas_logscale)[:, self.of_bone]
         parts = (transforms[..., :3] @ moments[..., None]).squeeze(-1)  # (B, P, 3)
-        parts = parts + self.share * transforms[..., 3]
-        return self.of_joint @ parts + trans[:, None]
+        parts = parts + self.fraction * transforms[..., 3]
+        return self.of_joint @ parts + self.total * trans[:, None]

@@ -153,6 +153,12 @@ def test_hidden_files_results_and_masks_given_by_name_are_left_out(tmp_path, pic
     (tmp_path / "notes.txt").write_text("no photograph")
     given = [dog, tmp_path / "dog_mask.png", tmp_path / "notes.txt", tmp_path / "gone.jpg"]
     assert find_media(given, faults.append) == [dog]  # as a shell's * gives them
+    (tmp_path / "notes").mkdir()
+    given += [tmp_path / "notes", tmp_path / "out"]
+    assert find_media(given, faults.append, skip=tmp_path / "out") == [dog]
+    assert "notes holds no photograph" in str(faults[-1]) and len(faults) == 5
+    with pytest.raises(InputError, match="where results go"):
+        find_media([tmp_path / "out"], skip=tmp_path / "out")
     assert ["notes.txt" in str(faults[0]), "gone.jpg is missing" in str(faults[1])] == [True] * 2
 
 

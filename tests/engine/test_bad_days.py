@@ -183,10 +183,10 @@ def _stop_while_loading(monkeypatch, split):
     """A worker stops itself before it reads an image of a split."""
     real = LabelledImages.load
 
-    def load(self, item):
+    def load(self, *item):
         if self.split == split and multiprocessing.parent_process() is not None:
             os.kill(os.getpid(), signal.SIGSTOP)
-        return real(self, item)
+        return real(self, *item)
 
     monkeypatch.setattr(LabelledImages, "load", load)
 

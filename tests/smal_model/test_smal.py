@@ -155,12 +155,12 @@ def test_joints_alone_are_those_of_the_vertices(smal, bends):
     betas, pose, trans, logscale = inputs
     expected = layer(betas, pose, trans, betas_logscale=logscale).joints
     found = alone(betas, pose, trans, logscale)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # lengths of bones are rounded
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     grads = [torch.autograd.grad((j * target).sum(), inputs) for j in (expected, found)]
     for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(other, one, atol=1e-8, rtol=1e-8)
     without = layer(betas, pose, trans).joints
-    torch.testing.assert_close(alone(betas, pose, trans), without, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone(betas, pose, trans), without, atol=1e-10, rtol=0)
 
 
 def test_rodrigues_is_the_rotation():
