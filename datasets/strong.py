@@ -36,7 +36,7 @@ def strong_change(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     half = F.interpolate(x, (size // 2, size // 2), mode="bilinear")
     soft = F.interpolate(half, (size, size), mode="bilinear")
     x = torch.where(u[5] < 0.3, soft + (x - soft) * u[6], x)
-    x = x + torch.where(u[8] < 0.4, 0.08 * u[9], 0.0) * _grain(draws[:, [7, 23]], size)
+    x = x + torch.where(u[8] < 0.4, 0.08 * u[9], 0.0) * _grain(draws[:, 7::16], size)
     return (x.clamp(0, 1) - mean) / std
 
 

@@ -192,11 +192,14 @@ def prepare(args: argparse.Namespace) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth while: a CPU without it would take many times as long."""
-    if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return True
-    print("--bf16: this CPU has no bfloat16; training in float32.")
-    return False
+    """Whether bfloat16 is worth while: without it in hardware it would take many times as long."""
+    if device.type == "cuda":
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not found:
+        print(f"--bf16: this {device.type.upper()} device has no bfloat16; training in float32.")
+    return found
 
 
 def build_priors(args: argparse.Namespace, smal: SMAL) -> tuple[GaussianPrior, GaussianPrior]:

@@ -172,7 +172,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         terms = add_gradients(step, batch, model.device, state.grad_accum)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        # the one wait for the device in a step
+        # here a step waits for the device
         numbers = torch.stack([*terms.values(), norm]).tolist()
         values = dict(zip([*terms, "gradient"], numbers, strict=True))
         failed = list(filter(None, batch.get("failed", [])))

@@ -9,10 +9,11 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from model import Estimate, ImageFeatures, Prediction
-from smal_model import SMAL
+from smal_model import SMAL, SMALOutput
 
 from .detect import Animal
 
+AT_A_TIME = 256  # frames whose bodies are computed together
 FRAMES = 2.0  # standard deviation of the smoothing, frames
 
 
@@ -82,16 +83,26 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
         of_frames = (p.betas_logscale for p in parts if p.betas_logscale is not None)
         logscale = torch.cat([*of_frames])
         logscale = logscale.mean(0, keepdim=True).expand_as(logscale)
-    body = smal(betas, smooth_pose, trans, betas_logscale=logscale)
+    body = _posed(smal, betas, smooth_pose, trans, None, logscale)
     if any(p.del_v is not None for p in parts):  # a stage 1 network's, where masks refined it
         none = torch.zeros_like(body.verts)
         del_v = over_time(none[: len(p.pose)] if p.del_v is None else p.del_v for p in parts)
-        fine = smal(betas, smooth_pose, trans, del_v, logscale)
+        fine = _posed(smal, betas, smooth_pose, trans, del_v, logscale)
         refined = Estimate(fine.verts, fine.joints, scale)
     coarse = Estimate(body.verts, body.joints, scale)
     features = parts[0].features
     own = coarse, trans, smooth_pose, betas, logscale, features
     return Prediction(*own, refined=refined, del_v=del_v)
+
+
+def _posed(smal: SMAL, *given: torch.Tensor | None) -> SMALOutput:
+    """The bodies of all frames, some at a time."""
+    count = next(len(v) for v in given if v is not None)
+    parts = [
+        smal(*(v if v is None else v[i : i + AT_A_TIME] for v in given))
+        for i in range(0, count, AT_A_TIME)
+    ]
+    return SMALOutput(torch.cat([p.verts for p in parts]), torch.cat([p.joints for p in parts]))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class VertexGroupNorm(nn.GroupNorm):
         super().__init__(channels // 8, channels)
 
     def forward(self, x):
-        # (B, V, C) seen as a channels-last picture (B, C, V, 1): no copy.
+        # (B, V, C) seen as a channels-last picture (B, C, V, 1): no copy on a CPU.
         return super().forward(x.unsqueeze(2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(2)
 
 

@@ -88,7 +88,7 @@ def keypoint_weights(labels: torch.Tensor, has_label: torch.Tensor) -> torch.Ten
     """(B, 20) what each keypoint counts in `map_loss`; labels and has_label as there."""
     inside = ((labels[..., :2] - HALF_CROP).abs() <= HALF_CROP).all(-1)
     seen = labels[..., 2] > 0
-    weight = torch.where(seen, inside.to(labels.dtype), labels.new_tensor(0.1))
+    weight = torch.where(seen, inside.to(labels.dtype), 0.1)
     return weight * has_label[:, None]
 
 
@@ -110,9 +110,10 @@ def map_loss(maps: torch.Tensor, labels: torch.Tensor, has_label: torch.Tensor) 
     xy = torch.stack([labels[..., 1] / half - 1, 1 - labels[..., 0] / half], -1)  # (B, 20, 2)
     seen = labels[..., 2] > 0
     cells = cell_centres(height, width, maps)  # (H W, 2)
-    offset = (cells - xy[:, :, None]) * cells.new_tensor([width / 2, height / 2])  # in cells
-    target = (-0.5 * offset.pow(2).sum(-1)).softmax(-1)  # (B, 20, H W)
-    target = torch.where(seen[..., None], target, target.new_tensor(1 / (height * width)))
+    x, y = (cells - xy[:, :, None]).unbind(-1)  # (B, 20, H W)
+    squared = (x * (width / 2)) ** 2 + (y * (height / 2)) ** 2  # in cells
+    target = (-0.5 * squared).softmax(-1)  # (B, 20, H W)
+    target = torch.where(seen[..., None], target, 1 / (height * width))
     entropy = -(target * maps.flatten(2).log_softmax(-1)).sum(-1)  # (B, 20)
     weight = keypoint_weights(labels, has_label)
     return torch.stack([(weight * entropy).sum(), weight.sum()])

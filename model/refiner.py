@@ -140,7 +140,8 @@ class Refiner(nn.Module):
         for level in range(self.levels[0]):
             verts = h.down(verts, level)
         plane = project(verts.detach(), scale.detach())
-        x = self._lift(verts, plane[..., :2] * plane.new_tensor([1.0, -1.0]), features)
+        positions = torch.stack([plane[..., 0], -plane[..., 1]], -1)  # (B, V', 2) x right, y down
+        x = self._lift(verts, positions, features)
         x = self.res1(x, partial(h.neighbours, level=self.levels[0]))
 
         skips = []

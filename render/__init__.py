@@ -180,11 +180,20 @@ def check(device: torch.device | str, backend: str = "auto") -> str:
     """
     verts = torch.zeros(0, 3, 3, device=device)
     name = _fastest(verts) if backend == "auto" else backend
-    module = _load(name, verts)
     if name not in ("numba", "triton"):
+        _load(name, verts)
         return name
     if (name, verts.device) not in _faults:
-        _faults[name, verts.device] = _fault(name, module, verts.device)
+        try:
+            module = _load(name, verts)
+        except Exception as error:  # installed, and cannot be imported
+            if backend != "auto" and isinstance(error, ModuleNotFoundError | ValueError):
+                raise
+            start = f"the renderer backend {name!r} does not work on {verts.device}: it stops with "
+            reason = f"{type(error).__name__}: {str(error).strip()[:500]}"
+            _faults[name, verts.device] = start + reason
+        else:
+            _faults[name, verts.device] = _fault(name, module, verts.device)
     fault = _faults[name, verts.device]
     if fault and backend != "auto":
         raise RuntimeError(fault)

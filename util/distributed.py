@@ -117,7 +117,7 @@ def mean(x: torch.Tensor) -> torch.Tensor:
     """The mean over the entries in all processes, none in some of them included; differentiable."""
     if world_size() == 1:
         return x.mean()
-    both = total(torch.stack([x.sum(), x.new_tensor(x.numel())]))
+    both = total(torch.stack([x.sum(), x.new_full((), x.numel())]))
     return both[0] / both[1]
 
 

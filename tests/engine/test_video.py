@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from engine.detect import Animal
-from engine.video import follow, packed, smooth_prediction, unpacked, without_features
+from engine.video import _posed, follow, packed, smooth_prediction, unpacked, without_features
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 
@@ -33,6 +33,17 @@ def test_packed_masks_are_the_same():
     again = unpacked(packed(Animal(np.arange(4), mask, "dog")))
     assert (again.mask == mask).all() and again.kind == "dog"
     assert unpacked(packed(Animal(np.arange(4)))).mask is None
+
+
+def test_frames_at_a_time_change_nothing(synthetic_body, monkeypatch):
+    smal = SMAL(synthetic_body / "smal")
+    torch.manual_seed(0)
+    given = 0.2 * torch.randn(5, 20), 0.2 * torch.randn(5, 105), torch.randn(5, 3), None, None
+    whole = smal(*given)
+    monkeypatch.setattr("engine.video.AT_A_TIME", 2)
+    parts = _posed(smal, *given)
+    assert torch.allclose(parts.verts, whole.verts, atol=1e-5)
+    assert torch.allclose(parts.joints, whole.joints, atol=1e-5)
 
 
 def test_offsets_that_some_frames_lack_are_kept(synthetic_body):

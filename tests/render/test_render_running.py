@@ -134,6 +134,22 @@ def test_compiled_code_is_kept_in_another_folder_where_the_package_is_read_only(
     assert list(Path(tmp_path / "cache").rglob("*.nbi"))
 
 
+def test_auto_takes_plain_pytorch_where_a_backend_cannot_be_imported(monkeypatch):
+    monkeypatch.setattr(render, "_faults", {})
+    real = render._load
+
+    def load(name, verts):
+        if name == "numba":
+            raise OSError("libLLVM is of another version")
+        return real(name, verts)
+
+    monkeypatch.setattr(render, "_load", load)
+    with pytest.warns(UserWarning, match="libLLVM is of another version; using 'torch' instead"):
+        assert render.check("cpu") == "torch"
+    with pytest.raises(RuntimeError, match="libLLVM"):  # said once, kept
+        render.check("cpu", "numba")
+
+
 def test_importing_the_package_imports_no_backend():
     names = "numba", "triton.language", "pytorch3d", "render.numba_cpu"
     code = f"import sys, render; print([m for m in {names} if m in sys.modules])"
