@@ -169,6 +169,7 @@ def test_long_names_leave_room_for_endings(tmp_path, picture):
     assert len(set(names)) == 2 and max(len(name.encode()) for name in names) < 210
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_cut_exif_is_named(tmp_path, picture):
     """Wherever it is cut, the photograph is read or named."""
     exif = Image.Exif()

@@ -88,6 +88,7 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(
     hierarchy = MeshHierarchy.load(synthetic_body / "mesh_down_sampling_4.npz")
     network = {"backbone": "resnet18", "img_res": 64, "num_channels": 16, "keypoint_maps": True}
     model = CoarseToFine(smal, hierarchy, **network).eval()
+    model.meshnet.training = True  # for the losses before the steps; batch norm stays as it is
     folder = synthetic_body
     prior = priors.shape_prior("smal", smal, folder), priors.pose_prior("smal", folder)
     step = loop.Step(model, Criterion(WEIGHTS, smal, *prior))
