@@ -5,7 +5,8 @@
 
 The twin follows the published description word by word: the whole image and mask as floats, turned
 about the crop's centre, surrounded by white, cut, resized, and normalised by one formula. Items of
-the two are read in turn and compared; times are the medians of CPU time on one thread.
+the two are read in turn and compared, and a third time from a cache (`--cache` of training); times
+are the medians of CPU time on one thread.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from synthetic.writer import make_data
 from util.camera import CROP
 from util.files import write_json
 from util.images import IMAGENET_MEAN, IMAGENET_STD
+from util.memory import keep_freed_memory
 
 NUM_IMAGES = 64  # synthetic ones, where no data is given
 
@@ -123,9 +125,12 @@ def plain_item(path: Path, entry: dict, img_res: int, change: Augmentation) -> d
     return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-def measure(dataset: LabelledImages, seconds: float) -> dict:
-    """Medians of CPU seconds of an item and of its plain twin, and how far the two are apart."""
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
+def measure(dataset: LabelledImages, cached: LabelledImages, seconds: float) -> dict:
+    """Medians of CPU seconds of an item, of its plain twin and of the item from a cache.
+
+    And how far the first two are apart.
+    """
+    times: dict[str, list[float]] = {"ours": [], "plain": [], "cached": []}
     differences: dict[str, list[float]] = {}
     deadline, number = time.monotonic() + seconds, 0
     while time.monotonic() < deadline or number < 10:
@@ -142,6 +147,10 @@ def measure(dataset: LabelledImages, seconds: float) -> dict:
         end = time.process_time()
         times["ours"].append(middle - start)
         times["plain"].append(end - middle)
+        cached.set_epoch(epoch)
+        start = time.process_time()
+        cached[item]
+        times["cached"].append(time.process_time() - start)
         for name, value in twin.items():
             apart = (value - sample[name]).abs().mean().item()
             differences.setdefault(name, []).append(apart)
@@ -154,6 +163,7 @@ def measure(dataset: LabelledImages, seconds: float) -> dict:
 def main(args: argparse.Namespace) -> None:
     cv2.setNumThreads(args.threads if args.threads > 1 else 0)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the loader's workers do
     machine = platform.processor() or platform.machine()
     about = {"machine": machine, "torch": torch.__version__, "threads": args.threads}
     print(f"{machine}, torch {torch.__version__}, {args.threads} threads; CPU milliseconds an item")
@@ -162,16 +172,18 @@ def main(args: argparse.Namespace) -> None:
         data = args.data_dir or Path(folder)
         if args.data_dir is None:
             make_data(data, num_images=NUM_IMAGES, seed=0, num_workers=1)
-        print(f"{'':24} {'ours':>8} {'plain':>8} {'ratio':>6}  mean difference of the image")
+        print(f"{'':24}     ours    plain  ratio   cached  mean difference of the image")
         for img_res in args.img_res:
             for augment in (True, False):
-                dataset = build_dataset("stanford", data, "train", img_res=img_res, augment=augment)
+                given: dict = {"img_res": img_res, "augment": augment}
+                dataset = build_dataset("stanford", data, "train", **given)
+                cached = build_dataset("stanford", data, "train", **given, cache=Path(folder))
                 kind = "training" if augment else "evaluation"
-                row = {"item": kind, "img_res": img_res} | measure(dataset, args.seconds)
+                row = {"item": kind, "img_res": img_res} | measure(dataset, cached, args.seconds)
                 rows.append(row)
                 print(
                     f"{kind + f' item, {img_res} px':24} {1e3 * row['ours']:8.2f} "
-                    f"{1e3 * row['plain']:8.2f} {row['ratio']:6.2f}  "
+                    f"{1e3 * row['plain']:8.2f} {row['ratio']:6.2f} {1e3 * row['cached']:8.2f}  "
                     f"{row['mean_difference']['image']:.2g}",
                     flush=True,
                 )

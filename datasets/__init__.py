@@ -9,7 +9,7 @@ from util.errors import InputError
 from .animal_pose import AnimalPose
 from .dog_pose import DogPose
 from .fits import Fits
-from .labelled import LabelledImages
+from .labelled import LabelledImages, name_apart
 from .mixed import Mixed, parse_mix
 from .oxford_pet import OxfordPet
 from .stanford import StanfordExtra, Synthetic
@@ -32,6 +32,7 @@ __all__ = [
     "dataset_class",
     "has_split",
     "mixed_training_set",
+    "name_apart",
     "parse_mix",
     "train_val",
 ]

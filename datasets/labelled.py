@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from .annotations import (
     read_mask,
     unique_names,
 )
+from .cache import PixelCache
 from .fits import Fits
 from .ground_truth import Mirror, in_crop, read_arrays
 from .images import read_image
 from .strong import NUM_DRAWS
-from .transforms import CROP, draw_augmentation, make_crop
+from .transforms import CROP, draw_augmentation, make_crop, reach
 
 ATTEMPTS = 10  # images in a row that may fail under way
 
@@ -77,6 +79,7 @@ class LabelledImages(Dataset, ABC):
     """
 
     folder: str  # in the data folder
+    names: list[str]  # of the samples
     keys: tuple[str, ...] = IMAGE_KEYS  # that an entry must have
 
     def __init__(
@@ -89,6 +92,7 @@ class LabelledImages(Dataset, ABC):
         strong: bool = False,
         ground_truth: bool = False,
         fits: Fits | None = None,
+        cache: str | Path | None = None,
         seed: int = 0,
     ):
         """Reads the list and checks every image of the split.
@@ -102,6 +106,7 @@ class LabelledImages(Dataset, ABC):
             strong: whether samples carry the random numbers of `datasets.strong`.
             ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
             fits: of fit.py, by name of the image: samples carry them as labels.
+            cache: folder in which the decoded pixels of all images are kept.
             seed: of the random changes.
         """
         self.root = Path(data_dir) / self.folder
@@ -116,7 +121,7 @@ class LabelledImages(Dataset, ABC):
             found = f" (the first: {first.name}, {first.problem})" if first else ""
             where = f"{self.root}, split {split}{found}"
             raise InputError(f"no usable image among the {len(indices)} of {where}")
-        self.names = unique_names([entry_name(self.entries[i]) for i in self.indices], self.indices)
+        name_apart([self])
 
         self.has_ground_truth = ground_truth and (self.root / "Truth").is_dir()
         if self.has_ground_truth:
@@ -128,6 +133,8 @@ class LabelledImages(Dataset, ABC):
                     "missing: make the data set again"
                 )
             self.mirror = Mirror.of_body(self.root.parent / "smal") if flip else None
+        self._rows = {index: row for row, index in enumerate(self.indices)}
+        self.cache = self._open_cache(Path(cache)) if cache else None
         # Shared memory: workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -169,8 +176,13 @@ class LabelledImages(Dataset, ABC):
         return sum(self._fit(item) is not None for item in range(len(self)))
 
     def _fit(self, item: int) -> dict | None:
-        box = self.entries[self.indices[item]]["img_bbox"]
-        return self.fits.find(self.names[item], box) if self.fits else None
+        if not self.fits:
+            return None
+        index = self.indices[item]
+        entry = self.entries[index]
+        # The second name is that of fit.py over all splits where another has the photograph too.
+        names = self.names[item], f"{entry_name(entry)}_{index}"
+        return next(filter(None, (self.fits.find(n, entry["img_bbox"]) for n in names)), None)
 
     def part(self, items: Sequence[int], changed: bool = True) -> "LabelledImages":
         """A data set of some of the samples that follows the epochs of this one.
@@ -199,6 +211,27 @@ class LabelledImages(Dataset, ABC):
         mask = read_mask(entry) if "seg" in self.keys else None
         return mask, read_joints(entry) if "joints" in self.keys else None
 
+    def _pixels(self, index: int) -> np.ndarray:
+        """The photograph (H, W, 3) of the entry at `index`, black beyond all crops if cached."""
+        if self.cache:
+            return self.cache.read(self._rows[index])
+        entry = self.entries[index]
+        image = read_image(self.images / entry["img_path"])
+        if image.shape[:2] != (int(entry["img_height"]), int(entry["img_width"])):
+            raise InputError(f"{self.images / entry['img_path']} has changed its size")
+        return image
+
+    def _open_cache(self, folder: Path) -> PixelCache:
+        """The pixels of all usable images, kept in `folder`."""
+        entries = [self.entries[index] for index in self.indices]
+        paths = [self.images / entry["img_path"] for entry in entries]
+        sizes = [(int(entry["img_width"]), int(entry["img_height"])) for entry in entries]
+        parts = [
+            reach(entry["img_bbox"], self.augment, *size)
+            for entry, size in zip(entries, sizes, strict=True)
+        ]
+        return PixelCache(folder, f"{self.root.name}_{self.split}", paths, sizes, parts)
+
     def load(self, item: int, times: int = 0) -> dict:
         """The documented sample without `failed`; `times`: how often this epoch had it before.
 
@@ -207,9 +240,7 @@ class LabelledImages(Dataset, ABC):
         """
         index = self.indices[item]
         entry = self.entries[index]
-        image = read_image(self.images / entry["img_path"])
-        if image.shape[:2] != (int(entry["img_height"]), int(entry["img_width"])):
-            raise InputError(f"{self.images / entry['img_path']} has changed its size")
+        image = self._pixels(index)
         mask, joints = self.read_labels(entry)
         numbers = self.seed, int(self._epoch), index
         rng = np.random.default_rng((*numbers, times) if times else numbers)
@@ -244,3 +275,12 @@ class LabelledImages(Dataset, ABC):
             except InputError as error:
                 failed = failed or f"{self.names[place % len(self)]}: {error}"
         raise InputError(f"{ATTEMPTS} images in a row cannot be read, the first {failed}")
+
+
+def name_apart(datasets: Sequence[LabelledImages]) -> None:
+    """Names the samples of several data sets so that no two are the same."""
+    indices = [index for dataset in datasets for index in dataset.indices]
+    plain = [entry_name(dataset.entries[i]) for dataset in datasets for i in dataset.indices]
+    names = iter(unique_names(plain, indices))
+    for dataset in datasets:
+        dataset.names = list(islice(names, len(dataset)))

@@ -5,6 +5,7 @@ always live in the 224-pixel crop; only the network's input may have another siz
 from the same cut of the image.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -19,6 +20,7 @@ from .masks import UNSURE
 
 FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
+MOST_SCALE = 1.25  # of `draw_augmentation`
 # The keypoints of the mirrored animal: left and right change places.
 MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
 
@@ -43,7 +45,7 @@ def draw_augmentation(rng: np.random.Generator, augment: bool, flip: bool) -> Au
         flip: a mirror image with probability 0.5.
     """
     # Everything is drawn whether used or not, so that one option does not change another's numbers.
-    scale = float(np.clip(rng.normal(1.0, 0.25), 0.75, 1.25))
+    scale = float(np.clip(rng.normal(1.0, 0.25), 0.75, MOST_SCALE))
     angle = float(np.clip(rng.normal(0.0, 30.0), -60.0, 60.0))
     turned = rng.random() >= 0.6
     red, green, blue = (float(g) for g in rng.uniform(0.6, 1.4, 3))
@@ -64,6 +66,24 @@ def crop_bounds(center: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
     low = np.trunc(center - side / 2).astype(int)
     high = np.trunc(center + side / 2).astype(int)
     return low, np.maximum(high, low + 1)
+
+
+def reach(box, augment: bool, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part of an image that crops of a box may show.
+
+    Args:
+        box: (x, y, w, h), pixels of the image.
+        augment: whether the crop is scaled and turned as `draw_augmentation` does.
+        width, height: of the image, pixels.
+
+    Returns:
+        First column and row, last plus one column and row.
+    """
+    center, side = box_center_and_side(box)
+    half = side / 2 * (MOST_SCALE * math.sqrt(2) if augment else 1) + 2  # two pixels to blend with
+    low = np.clip(np.floor(center - half), 0, [width - 1, height - 1]).astype(int)
+    high = np.clip(np.ceil(center + half), low + 1, [width, height]).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
 def cut(

@@ -218,10 +218,11 @@ class Loaders(NamedTuple):
 
 def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
     """Training and validation set; a line says where one is taken from the other."""
-    common = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
+    common: dict = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
     mix = None if validation_only else args.mix
     changes: dict = {}
     if not validation_only:
+        common["cache"] = args.cache
         changes = {"augment": not args.no_augment, "flip": args.flip}
         changes["strong"] = args.augment == "strong"
         changes["ground_truth"] = loss_weights(args).needs_truth

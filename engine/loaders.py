@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from util import distributed
 from util.errors import InputError
+from util.memory import keep_freed_memory
 
 TIMEOUT = 50  # seconds without a batch after which the run ends
 STOPPED = 30  # seconds after which a stopped worker is killed
@@ -91,6 +92,7 @@ class _Collate:
 def _start_worker(_):
     """Signals to the whole group are for the main process alone; the worker ends with that."""
     cv2.setNumThreads(0)
+    keep_freed_memory()  # an item's large arrays would cost a thousand page faults
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -30,15 +30,8 @@ STEERING = (
     "grad_accum", "grad_clip", "schedule", "warmup", "ema", "fit_dir",
     *WEIGHTS, *WEIGHTS_REFINED,
 )  # fmt: skip
-FREE = (
-    "lr",
-    "alpha",
-    "beta",
-    "grad_accum",
-    "grad_clip",
-    *WEIGHTS,
-    *WEIGHTS_REFINED,
-)  # may change in a run
+MAY_CHANGE = "lr", "alpha", "beta", "grad_accum", "grad_clip"  # in a run
+FREE = MAY_CHANGE + WEIGHTS + WEIGHTS_REFINED
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -227,6 +220,8 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--grad_accum", type=positive, default=1, metavar="N", help=help_text)
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
     add("--detect_anomaly", action="store_true", help=help_text)
+    help_text = "keep decoded photographs in this folder: later epochs do not decode them again"
+    add("--cache", type=Path, metavar="DIR", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     parser.set_defaults(refine=None)  # of eval.py
     add(

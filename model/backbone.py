@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
 from util.errors import InputError
@@ -62,6 +61,8 @@ class ResNet(Backbone):
 
     def __init__(self, name: str):
         super().__init__()
+        import torchvision  # takes seconds, which messages and other backbones need not wait for
+
         self.resnet = torchvision.models.get_model(name, weights=None)
         stages = (self.resnet.layer1, self.resnet.layer2, self.resnet.layer3, self.resnet.layer4)
         self.channels = [getattr(s[-1], "bn3", s[-1].bn2).num_features for s in stages]
@@ -150,6 +151,8 @@ def build_backbone(name: str, pretrained: bool = False) -> Backbone:
         raise InputError(f"unknown backbone {name!r}: expected {', '.join(BACKBONES)} or timm:NAME")
     backbone = ResNet(name)
     if pretrained:
+        import torchvision
+
         weights = getattr(torchvision.models, _RESNETS[name]).IMAGENET1K_V1
         try:
             backbone.load(weights.get_state_dict(progress=True))

@@ -123,6 +123,9 @@ def write_images(
     write_text(animal_pose / "animal_pose_data.json", json.dumps(lists[animal_pose]))
     order = np.random.default_rng((seed, 2)).permutation(num_images)
     ends = np.round(np.cumsum(list(SPLITS.values())) * num_images).astype(int)
+    if num_images >= len(SPLITS):  # an image at least for each
+        ends[1] = np.clip(ends[1], 2, num_images - 1)
+        ends[0] = min(ends[0], ends[1] - 1)
     for split, part in zip(SPLITS, np.split(order, ends[:-1]), strict=True):
         np.save(stanford / f"{split}_stanford_StanfordExtra_v12.npy", np.sort(part))
     np.save(animal_pose / "test_animal_pose.npy", np.arange(few))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from datasets import Fits, build_dataset
+from datasets import Fits, build_dataset, name_apart
 from datasets.annotations import entry_name
 from datasets.transforms import Augmentation, box_center_and_side
 from smal_model import SMAL
@@ -134,3 +134,28 @@ def test_files_of_another_kind_are_named(write_fits, change, told):
 def test_a_folder_without_parameters_is_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"holds no parameters/\*\.npz"):
         Fits(tmp_path, data / "smal")
+
+
+def test_two_animals_of_one_photograph_keep_their_fits_whatever_the_splits(data, write_fits):
+    """fit.py over all splits writes `<name>_<index>` for both, each split alone reads `<name>`."""
+    sets = [build_dataset("stanford", data, split, img_res=64) for split in ("train", "test")]
+    first, second = sets[0].indices[0], sets[1].indices[0]
+    path = sets[0].entries[first]["img_path"]
+    for images in sets:
+        images.entries[second] = {**images.entries[second], "img_path": path}
+        images.names[:] = [entry_name(images.entries[i]) for i in images.indices]
+    assert sets[0].names[0] == sets[1].names[0]
+    plain = sets[0].names[0]
+    fits = write_fits()
+    fit = dict(next(iter(fits._good.values())))
+    fits._good = {}
+    for images, index in zip(sets, (first, second), strict=True):
+        images.fits = fits
+        center, side = box_center_and_side(images.entries[index]["img_bbox"])
+        found = fit | {"crop_center": center, "crop_side": side, "betas": np.full(20, index)}
+        fits._good[f"{plain}_{index}"] = found
+    for images, index in zip(sets, (first, second), strict=True):
+        assert images._fit(0)["betas"][0] == index
+    name_apart(sets)
+    assert [images.names[0] for images in sets] == [f"{plain}_{first}", f"{plain}_{second}"]
+    assert sets[0].names[1] == entry_name(sets[0].entries[sets[0].indices[1]])
