@@ -54,6 +54,8 @@ class FitSettings:
     w_stretch: float = 1.0
     w_overstretch: float = 10.0
     free_stretch: float = 0.5  # fraction of an edge's length beyond which stretch costs more
+    w_thin: float = 2000.0
+    free_thickness: float = 0.7  # fraction of a thin part's thickness below which it costs more
 
     modes: int = 300  # smooth modes of the mesh that offsets are made of
     stiffness: float = 0.01  # modes stiffer than this move less

@@ -4,7 +4,7 @@ Three steps, each batched over the images, which do not touch each other:
   1. heading: keypoints (silhouettes where these are few) from several headings, the best is kept;
   2. body: pose, shape, position and camera, while the blur of the silhouette shrinks;
   3. vertices: offsets in the rest pose, made of the mesh's smoothest modes, stretch of the edges
-     penalised.
+     and thinner legs, ears and tails penalised.
 """
 
 import math
@@ -16,12 +16,13 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import NUM_LOGSCALES, SMAL
 from smal_model.lbs import rodrigues
-from smal_model.mesh import SparseMap, adjacency
+from smal_model.mesh import SparseMap, adjacency, vertex_normals
 from smal_model.priors import GaussianPrior
 from util.camera import CROP, DISTANCE, FOCAL, HALF_CROP, to_pixels
 
@@ -32,6 +33,7 @@ FIT = FitSettings()
 REFINEMENT = FitSettings(body_steps=40, deform_steps=60, w_stretch=10.0, w_start=20.0)
 FACING = (-1.20919958, 1.20919958, 1.20919958)  # axis-angle: upright, facing the camera
 START_DEPTH = 1.0  # trans z of a new fit, body units
+NEIGHBOURS = 200  # of a vertex, among which the other side of a thin part is looked for
 FADE = 0.1  # last over first learning rate
 
 
@@ -177,8 +179,8 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
     s = terms.settings
     cached = _MODES.setdefault(terms.smal, {})
     if s.modes not in cached or cached[s.modes][0].device != labels.mask.device:
-        cached[s.modes] = _smooth_modes(terms.smal, s)
-    modes, stretch = cached[s.modes]
+        cached[s.modes] = *_smooth_modes(terms.smal, s), *_struts(terms.smal)
+    modes, stretch, across, struts = cached[s.modes]
     weights = modes.new_zeros(len(labels.mask), modes.shape[1], 3)
     kept: Tensor | float = 0.0  # a network's offsets, where there is nothing to fit to
     if start is not None and start.del_v is not None:
@@ -193,12 +195,14 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
         sigma = _between(*s.deform_sigma, progress)
         squared = stretch(moved).pow(2).sum(-1)  # (B, E)
         over = (squared - s.free_stretch**2).clamp_min(0)
+        thin = (s.free_thickness - (struts + across(moved)).norm(dim=-1)).clamp_min(0)  # (B, S)
         total = s.w_keypoints_deform * terms.keypoints(estimate, labels)
         total = total + s.w_silhouette * terms.silhouette(estimate, labels, s.deform_size, sigma)
         total = total + s.w_outside * terms.outside(estimate, labels)
         if start is not None:
             total = total + terms.start_keypoints(estimate, labels, start)
         total = total + s.w_stretch * squared.mean(1) + s.w_overstretch * over.pow(2).mean(1)
+        total = total + s.w_thin * thin.pow(2).mean(1)
         return labels.known * total
 
     _descend([weights], [s.deform_rate], s.deform_steps, loss, uniform=True)
@@ -238,6 +242,35 @@ def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]
     modes = vectors * math.sqrt(smal.num_verts) / (1 + values / settings.stiffness)
     device = smal.template.device
     return torch.tensor(modes, dtype=torch.float32, device=device), SparseMap(stretch).to(device)
+
+
+def _struts(smal: SMAL) -> tuple[SparseMap, Tensor]:
+    """Straight lines through thin parts, from a vertex to one that faces away on the other side.
+
+    Edges alone let a leg fold into a blade seen edge-on, with no edge the shorter.
+
+    Returns:
+        The map from offsets (V, 3) to changes of the lines (S, 3), and the lines, of length 1.
+    """
+    template = smal.template.cpu().double()
+    normals = vertex_normals(template[None], smal.faces.cpu())[0].numpy()
+    verts = template.numpy()
+    near = cKDTree(verts).query(verts, NEIGHBOURS)[1]  # (V, K), the nearest first
+    lines = verts[near] - verts[:, None]  # (V, K, 3)
+    length = np.linalg.norm(lines, axis=-1)
+    inwards = -np.einsum("vkc,vc->vk", lines, normals) > 0.8 * length
+    opposite = np.einsum("vkc,vc->vk", normals[near], normals) < -0.7
+    found = inwards & opposite & (length > 0)
+    start = np.flatnonzero(found.any(1))
+    first = found[start].argmax(1)
+    end, length = near[start, first], length[start, first]
+    entries = np.concatenate([-1 / length, 1 / length])
+    rows = np.tile(np.arange(len(start)), 2)
+    shape = len(start), smal.num_verts
+    change = scipy.sparse.csr_matrix((entries, (rows, np.concatenate([start, end]))), shape=shape)
+    device = smal.template.device
+    unit = torch.tensor(change @ verts, dtype=torch.float32, device=device)
+    return SparseMap(change).to(device), unit
 
 
 def _rates(state: State, settings: FitSettings) -> list[float]:

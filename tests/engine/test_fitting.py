@@ -8,7 +8,7 @@ import torch
 
 import render
 from engine.fit_terms import FitSettings, Labels, Terms
-from engine.fitting import _headings, _smooth_modes, fit_images
+from engine.fitting import _headings, _smooth_modes, _struts, fit_images
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
@@ -129,6 +129,42 @@ def test_refined_mesh_is_smooth(body, batch):
     torch.testing.assert_close(
         out.refined.verts, smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale).verts
     )
+
+
+def test_lines_through_thin_parts_are_inside(body):
+    """By the winding number of their middles: the solid angles of all faces over 4 pi.
+
+    Van Oosterom and Strackee, IEEE Transactions on Biomedical Engineering 1983.
+    """
+    smal, _ = body
+    across, lines = _struts(smal)
+    verts = smal.template.double()
+    assert len(lines) > smal.num_verts / 5
+    torch.testing.assert_close(lines.norm(dim=-1), torch.ones(len(lines)))
+    middles = verts[across.columns.view(-1, 2)].mean(1)[::20]  # (S, 3)
+    a, b, c = (verts[smal.faces][None] - middles[:, None, None]).unbind(2)  # (S, F, 3) each
+    x, y, z = (corner.norm(dim=-1) for corner in (a, b, c))
+    above = (a * torch.linalg.cross(b, c)).sum(-1)
+    below = x * y * z + (a * b).sum(-1) * z + (b * c).sum(-1) * x + (c * a).sum(-1) * y
+    winding = 2 * torch.atan2(above, below).sum(1) / (4 * torch.pi)
+    assert (winding.round() == 1).float().mean() > 0.98
+
+
+def test_a_leg_that_the_mask_lacks_is_not_folded_into_a_blade(body, truth, batch):
+    """Nothing else holds it: seen edge-on a blade covers nothing, and no edge is the shorter."""
+    smal, prior = body
+    across, lines = _struts(smal)
+    settings = replace(QUICK, body_steps=0, deform_steps=100, modes=300)
+    start = prediction(smal, truth.pose[:1], truth.betas[:1], truth.trans[:1])
+    mask = batch["mask"][:1].clone()
+    rows = mask.sum(2).nonzero()[:, 1]
+    mask[:, int(rows.max()) - 30 :] = 0
+    least = []
+    for weight in (0.0, QUICK.w_thin):
+        given = {"mask": mask, "border_mask": torch.ones_like(mask)}
+        out = fit_images(smal, prior, given, replace(settings, w_thin=weight), start)
+        least.append((lines + across(out.del_v)).norm(dim=-1).min())
+    assert least[0] < 0.4 and least[1] > 0.6
 
 
 def test_image_without_labels_keeps_the_answer(body, truth, batch):
