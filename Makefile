@@ -58,7 +58,7 @@ $(OUT)/photos/.done: FORCE | $(VENV)/.installed
 
 # Each stage ends in time on any machine, its learning rate falling to 0.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 32 --lr 7e-4 --warmup 100 --max_minutes 6.5 \
+	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 32 --lr 7e-4 --warmup 100 --max_minutes 6.2 \
 		--backbone efficientnet_lite0 --img_res 128 --keypoint_maps --w_maps 300 --freeze_backbone 1 --output_dir $(OUT)/stage1
 	touch $@
 
