@@ -86,7 +86,8 @@ def open_images(args, img_res: int, smal: SMAL) -> tuple[ConcatDataset, int]:
         if not splits:
             raise InputError(f"{args.data_dir} holds no split of {args.dataset} (data/README.md)")
     opened = [build.build_test_set(args, split, img_res, smal) for split in splits]
-    datasets.name_apart([images for images, _ in opened])
+    if len(opened) > 1:
+        datasets.name_apart([images for images, _ in opened])
     return ConcatDataset([images for images, _ in opened]), sum(count for _, count in opened)
 
 

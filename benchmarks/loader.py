@@ -177,7 +177,8 @@ def main(args: argparse.Namespace) -> None:
             for augment in (True, False):
                 given: dict = {"img_res": img_res, "augment": augment}
                 dataset = build_dataset("stanford", data, "train", **given)
-                cached = build_dataset("stanford", data, "train", **given, cache=Path(folder))
+                cached = build_dataset("stanford", data, "train", **given)
+                cached.keep_pixels(Path(folder))
                 kind = "training" if augment else "evaluation"
                 row = {"item": kind, "img_res": img_res} | measure(dataset, cached, args.seconds)
                 rows.append(row)

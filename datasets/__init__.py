@@ -56,7 +56,7 @@ def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> Lab
         name: a key of `DATASETS`.
         data_dir: folder that holds the data set's folder.
         split: one of `SPLITS`.
-        options: img_res, augment, flip, ground_truth, fits and seed of `LabelledImages`.
+        options: img_res, augment, flip, strong, ground_truth, fits and seed of `LabelledImages`.
 
     Raises:
         InputError: a file is missing or not as published, or no image of the split can be used.

@@ -1,13 +1,14 @@
 """What the crops of a data set show of its photographs, decoded once and kept in a file."""
 
 import hashlib
+import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +20,16 @@ from util.files import atomic_write, sweep_leftovers
 from .images import read_image
 
 VERSION = 1  # of the file: the parts' pixels one after the other, then the CRC-32 of each part
-AT_ONCE = 64  # images decoded before they are written
+AT_ONCE = 16  # images decoded before they are written
+
+
+class Photograph(NamedTuple):
+    """A photograph, and the part of it that is kept."""
+
+    path: Path
+    width: int  # pixels
+    height: int
+    part: tuple[int, int, int, int]  # first column and row, last plus one column and row
 
 
 class PixelCache:
@@ -29,105 +39,108 @@ class PixelCache:
     the parts' bounds. Anything else makes another file; older ones stay until they are removed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        paths: Sequence[Path],
-        sizes: Sequence[tuple[int, int]],
-        parts: Sequence[tuple[int, int, int, int]],
-    ):
-        """Opens the file, or makes it where it is missing or damaged.
+    def __init__(self, folder: Path, name: str, photographs: Mapping[int, Photograph]):
+        """Opens the file, or makes it where it is missing or damaged: the first process does.
 
         Args:
             folder: where it lies; made where it is missing.
             name: start of its name.
-            paths: (N,) of the photographs.
-            sizes: (N, 2) of the photographs, width and height.
-            parts: (N, 4) that are kept: first column and row, last plus one column and row.
+            photographs: by number.
 
         Raises:
-            InputError: a photograph cannot be read, or the file cannot be written.
+            InputError: a photograph cannot be read, or the file cannot be read or written.
         """
-        self.sizes, self.parts = np.array(sizes, np.int64), np.array(parts, np.int64)
-        counts = 3 * (self.parts[:, 2:] - self.parts[:, :2]).prod(1)
-        self._starts = np.concatenate([[0], counts.cumsum()])
-        self.path = folder / f"{name}_{self._key(paths)}.pixels"
+        self.photographs, self.name = dict(photographs), name
+        sizes = [3 * (x1 - x0) * (y1 - y0) for *_, (x0, y0, x1, y1) in self.photographs.values()]
+        self._starts = dict(zip(self.photographs, accumulate([0, *sizes[:-1]]), strict=True))
+        self._end = sum(sizes)
         self._open: tuple[int, Any] | None = None
-        if distributed.local_rank() == 0 and not self._is_whole():
-            self._make(paths)
-        distributed.barrier()
+        fault = ""
+        try:
+            self.path = folder / f"{name}_{self._key()}.pixels"
+            if distributed.local_rank() == 0 and not self._is_whole():
+                self._make()
+        except InputError as error:  # the other processes must not wait for this one
+            fault = str(error)
+        except OSError as error:
+            fault = f"--cache {folder} cannot be used ({error.strerror}); give another folder"
+        if faults := list(filter(None, distributed.gather_interleaved([fault]))):
+            raise InputError(faults[0])
 
-    def _key(self, paths: Sequence[Path]) -> str:
+    def _key(self) -> str:
         """Tells apart what files are made of."""
-        digest = hashlib.sha256(f"{VERSION}".encode() + self.sizes.tobytes() + self.parts.tobytes())
-        for path in paths:
+        digest = hashlib.sha256(f"{VERSION}".encode())
+        for path, *size in self.photographs.values():
             try:
                 found = path.stat()
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror}") from error
-            digest.update(f"{path.resolve()}\n{found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path.resolve()))
+            digest.update(f"\n{size} {found.st_size} {found.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
-    def _decoded(self, paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    def _decoded(self) -> Iterator[np.ndarray]:
         """The parts, decoded by several threads."""
 
-        def part(i: int) -> np.ndarray:
-            x0, y0, x1, y1 = self.parts[i]
-            image = read_image(paths[i])
-            if image.shape[1::-1] != tuple(self.sizes[i]):
-                raise InputError(f"{paths[i]} has changed its size")
+        def part(photograph: Photograph) -> np.ndarray:
+            path, width, height, (x0, y0, x1, y1) = photograph
+            image = read_image(path)
+            if image.shape[:2] != (height, width):
+                raise InputError(f"{path} has changed its size")
             return np.ascontiguousarray(image[y0:y1, x0:x1])
 
+        rest = iter(self.photographs.values())
         with ThreadPoolExecutor() as pool:
-            for first in range(0, len(paths), AT_ONCE):
-                yield from pool.map(part, range(first, min(first + AT_ONCE, len(paths))))
+            while some := list(islice(rest, AT_ONCE)):
+                yield from pool.map(part, some)
 
-    def _make(self, paths: Sequence[Path]) -> None:
-        sums = np.zeros(len(paths), np.uint32)
-        sweep_leftovers(self.path.parent)
-        with atomic_write(self.path, int(self._starts[-1]) + sums.nbytes) as temporary:
+    def _make(self) -> None:
+        sums = np.zeros(len(self.photographs), np.uint32)
+        sweep_leftovers(self.path.parent, self.name)
+        with atomic_write(self.path, self._end + sums.nbytes) as temporary:
             with open(temporary, "wb") as file:
-                parts = tqdm(self._decoded(paths), "caching images", len(paths), leave=False)
+                parts = tqdm(self._decoded(), "caching images", len(sums), leave=False)
                 for i, part in enumerate(parts):
                     sums[i] = zlib.crc32(part.data)
-                    file.write(part)
+                    file.write(part.data)
                 file.write(sums.tobytes())
         self._open = None  # of the file that was there before
 
     def _is_whole(self) -> bool:
         """Whether the file is there, and undamaged."""
-        end = int(self._starts[-1])
-        if not self.path.is_file() or self.path.stat().st_size != end + 4 * len(self.parts):
+        count = 4 * len(self.photographs)
+        try:
+            if self.path.stat().st_size != self._end + count:
+                return False
+            sums = self._bytes(self._end, count).view(np.uint32).tolist()
+            ends = [*self._starts.values(), self._end]
+            found = (zlib.crc32(self._bytes(a, b - a).data) for a, b in pairwise(ends))
+            return all(a == b for a, b in zip(found, sums, strict=True))
+        except (FileNotFoundError, InputError):  # gone or cut short meanwhile
             return False
-        sums = self._bytes(end, 4 * len(self.parts)).view(np.uint32)
-        found = (zlib.crc32(self._bytes(a, b - a).data) for a, b in pairwise(self._starts.tolist()))
-        return all(a == b for a, b in zip(found, sums.tolist(), strict=True))
 
     def _bytes(self, start: int, count: int) -> np.ndarray:
         if self._open is None or self._open[0] != os.getpid():  # a forked worker has its own place
             self._open = os.getpid(), open(self.path, "rb", buffering=0)
         file, out = self._open[1], np.empty(count, np.uint8)
         file.seek(start)
-        found = file.readinto(out.data)
-        if found != count:
+        if file.readinto(out.data) != count:
             raise InputError(f"{self.path} was cut short under way: remove it, then resume")
         return out
 
-    def read(self, i: int) -> np.ndarray:
-        """Photograph i: (height, width, 3) uint8, red green blue, black outside the part kept.
+    def read(self, number: int) -> np.ndarray:
+        """A photograph: (height, width, 3) uint8, red green blue, black outside the part kept.
 
         Raises:
-            InputError: the file has vanished or changed.
+            InputError: the file has vanished or was cut short.
         """
-        x0, y0, x1, y1 = self.parts[i]
-        start, end = self._starts[i : i + 2].tolist()
-        width, height = self.sizes[i]
-        out = np.zeros((height, width, 3), np.uint8)
+        _, width, height, (x0, y0, x1, y1) = self.photographs[number]
+        out, shape = np.zeros((height, width, 3), np.uint8), (y1 - y0, x1 - x0, 3)
         try:
-            out[y0:y1, x0:x1] = self._bytes(start, end - start).reshape(y1 - y0, x1 - x0, 3)
+            pixels = self._bytes(self._starts[number], math.prod(shape))
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}") from error
+        out[y0:y1, x0:x1] = pixels.reshape(shape)
         return out
 
     def __getstate__(self) -> dict:

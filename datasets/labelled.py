@@ -23,7 +23,7 @@ from .annotations import (
     read_mask,
     unique_names,
 )
-from .cache import PixelCache
+from .cache import Photograph, PixelCache
 from .fits import Fits
 from .ground_truth import Mirror, in_crop, read_arrays
 from .images import read_image
@@ -80,6 +80,7 @@ class LabelledImages(Dataset, ABC):
 
     folder: str  # in the data folder
     names: list[str]  # of the samples
+    cache: PixelCache | None = None
     keys: tuple[str, ...] = IMAGE_KEYS  # that an entry must have
 
     def __init__(
@@ -92,7 +93,6 @@ class LabelledImages(Dataset, ABC):
         strong: bool = False,
         ground_truth: bool = False,
         fits: Fits | None = None,
-        cache: str | Path | None = None,
         seed: int = 0,
     ):
         """Reads the list and checks every image of the split.
@@ -106,7 +106,6 @@ class LabelledImages(Dataset, ABC):
             strong: whether samples carry the random numbers of `datasets.strong`.
             ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
             fits: of fit.py, by name of the image: samples carry them as labels.
-            cache: folder in which the decoded pixels of all images are kept.
             seed: of the random changes.
         """
         self.root = Path(data_dir) / self.folder
@@ -133,8 +132,6 @@ class LabelledImages(Dataset, ABC):
                     "missing: make the data set again"
                 )
             self.mirror = Mirror.of_body(self.root.parent / "smal") if flip else None
-        self._rows = {index: row for row, index in enumerate(self.indices)}
-        self.cache = self._open_cache(Path(cache)) if cache else None
         # Shared memory: workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -214,23 +211,29 @@ class LabelledImages(Dataset, ABC):
     def _pixels(self, index: int) -> np.ndarray:
         """The photograph (H, W, 3) of the entry at `index`, black beyond all crops if cached."""
         if self.cache:
-            return self.cache.read(self._rows[index])
+            return self.cache.read(index)
         entry = self.entries[index]
         image = read_image(self.images / entry["img_path"])
         if image.shape[:2] != (int(entry["img_height"]), int(entry["img_width"])):
             raise InputError(f"{self.images / entry['img_path']} has changed its size")
         return image
 
-    def _open_cache(self, folder: Path) -> PixelCache:
-        """The pixels of all usable images, kept in `folder`."""
-        entries = [self.entries[index] for index in self.indices]
-        paths = [self.images / entry["img_path"] for entry in entries]
-        sizes = [(int(entry["img_width"]), int(entry["img_height"])) for entry in entries]
-        parts = [
-            reach(entry["img_bbox"], self.augment, *size)
-            for entry, size in zip(entries, sizes, strict=True)
-        ]
-        return PixelCache(folder, f"{self.root.name}_{self.split}", paths, sizes, parts)
+    def keep_pixels(self, folder: Path) -> None:
+        """Reads all images once more and keeps their decoded pixels in a file of `folder`.
+
+        Samples stay what they are. In several processes, all must call this.
+        """
+        entries = {index: self.entries[index] for index in self.indices}
+        photographs = {
+            index: Photograph(
+                self.images / entry["img_path"],
+                width := int(entry["img_width"]),
+                height := int(entry["img_height"]),
+                reach(entry["img_bbox"], self.augment, width, height),
+            )
+            for index, entry in entries.items()
+        }
+        self.cache = PixelCache(folder, f"{self.root.name}_{self.split}", photographs)
 
     def load(self, item: int, times: int = 0) -> dict:
         """The documented sample without `failed`; `times`: how often this epoch had it before.

@@ -218,11 +218,10 @@ class Loaders(NamedTuple):
 
 def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = False):
     """Training and validation set; a line says where one is taken from the other."""
-    common: dict = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
+    common = {"data_dir": args.data_dir, "img_res": img_res, "seed": args.seed}
     mix = None if validation_only else args.mix
     changes: dict = {}
     if not validation_only:
-        common["cache"] = args.cache
         changes = {"augment": not args.no_augment, "flip": args.flip}
         changes["strong"] = args.augment == "strong"
         changes["ground_truth"] = loss_weights(args).needs_truth
@@ -237,6 +236,9 @@ def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = Fa
     if mix:
         train = datasets.mixed_training_set(datasets.parse_mix(mix), **common, **changes)
         sets = sets._replace(train=train, excluded=sets.val.excluded + train.excluded)
+    if not validation_only and args.cache:
+        for part in (*(sets.train.datasets if mix else [sets.train]), sets.val):
+            part.keep_pixels(args.cache)
     return sets
 
 

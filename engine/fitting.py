@@ -202,7 +202,7 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
         if start is not None:
             total = total + terms.start_keypoints(estimate, labels, start)
         total = total + s.w_stretch * squared.mean(1) + s.w_overstretch * over.pow(2).mean(1)
-        total = total + s.w_thin * thin.pow(2).mean(1)
+        total = total + s.w_thin * thin.pow(2).sum(1) / max(1, thin.shape[1])
         return labels.known * total
 
     _descend([weights], [s.deform_rate], s.deform_steps, loss, uniform=True)
@@ -255,7 +255,7 @@ def _struts(smal: SMAL) -> tuple[SparseMap, Tensor]:
     template = smal.template.cpu().double()
     normals = vertex_normals(template[None], smal.faces.cpu())[0].numpy()
     verts = template.numpy()
-    near = cKDTree(verts).query(verts, NEIGHBOURS)[1]  # (V, K), the nearest first
+    near = cKDTree(verts).query(verts, min(NEIGHBOURS, len(verts)))[1]  # (V, K), the nearest first
     lines = verts[near] - verts[:, None]  # (V, K, 3)
     length = np.linalg.norm(lines, axis=-1)
     inwards = -np.einsum("vkc,vc->vk", lines, normals) > 0.8 * length

@@ -220,7 +220,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     add("--grad_accum", type=positive, default=1, metavar="N", help=help_text)
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
     add("--detect_anomaly", action="store_true", help=help_text)
-    help_text = "keep decoded photographs in this folder: later epochs do not decode them again"
+    help_text = "keep decoded photographs in this folder: epochs do not decode them again"
     add("--cache", type=Path, metavar="DIR", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     parser.set_defaults(refine=None)  # of eval.py

@@ -60,18 +60,21 @@ def atomic_write(path, size: int | None = None) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep_leftovers(folder) -> list[Path]:
+def sweep_leftovers(folder, name: str = "") -> list[Path]:
     """Removes the temporaries of writes that were killed; those of living processes stay.
 
     Args:
         folder: one that `atomic_write` writes to; its subfolders are not looked at.
+        name: start of the names of the files that were to be written.
 
     Returns:
         The files that were removed.
     """
     removed = []
     for path in sorted(Path(folder).glob(".*")):
-        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+        if not path.name.startswith(f".{name}") or path.is_symlink() or not path.is_file():
+            continue
+        if not _TEMPORARY.fullmatch(path.name):
             continue
         try:
             handle = os.open(path, os.O_RDWR)

@@ -18,8 +18,10 @@ from .small_set import HEIGHT, WIDTH, edit, make_entry, photo_path, write_photo
 
 
 def open_train(folder, cache=None):
-    options = {"augment": True, "flip": True, "img_res": 64}
-    return build_dataset("stanford", folder, "train", **options, cache=cache)
+    dataset = build_dataset("stanford", folder, "train", augment=True, flip=True, img_res=64)
+    if cache:
+        dataset.keep_pixels(cache)
+    return dataset
 
 
 def assert_same(found, expected):
@@ -101,14 +103,13 @@ def test_damaged_files_are_made_again(wide_set):
 
 def test_other_photographs_boxes_and_changes_make_other_files(wide_set):
     open_train(wide_set, wide_set / "cache")
-    first = cache_files(wide_set)
-    build_dataset("stanford", wide_set, "train", cache=wide_set / "cache")
+    build_dataset("stanford", wide_set, "train").keep_pixels(wide_set / "cache")
     assert len(cache_files(wide_set)) == 2, "without augmentation less is kept"
     photo = photo_path(wide_set, 3)
     write_photo(wide_set / "StanfordExtra_v12", make_entry(3) | {"img_path": "breed/dog_30.png"})
     shutil.copy(photo.with_name("dog_30.png"), photo)
     cached = open_train(wide_set, wide_set / "cache")
-    assert len(cache_files(wide_set)) == 3 and first[0] in cache_files(wide_set)
+    assert len(cache_files(wide_set)) == 3
     assert_same(cached[2], open_train(wide_set)[2])
     edit(wide_set, lambda entries: entries[0].update(img_bbox=[60, 60, 150, 120]))
     open_train(wide_set, wide_set / "cache")
@@ -127,16 +128,35 @@ def test_a_file_that_vanishes_or_shrinks_under_way_is_named(wide_set):
         pickle.loads(pickle.dumps(cached))[0]
 
 
-def test_a_folder_that_cannot_be_made_is_named(small_set):
+def test_a_folder_that_cannot_be_used_is_named(small_set):
     (small_set / "file").write_text("")
-    with pytest.raises(InputError, match="file/cache"):
-        open_train(small_set, small_set / "file" / "cache")
+    for folder in (small_set / "file" / "cache", small_set / ("long" * 80)):
+        with pytest.raises(InputError, match=f"{folder.name[:250]}.*give another folder"):
+            open_train(small_set, folder)
 
 
-def test_the_option_reaches_both_splits(small_set):
-    """Without a validation split, the images held out share the file of the others."""
+def test_only_leftovers_of_the_cache_are_removed(small_set):
+    folder = small_set / "cache"
+    folder.mkdir()
+    (folder / ".vim-settings").write_text("mine")
+    left = folder / ".StanfordExtra_v12_train_0123-abcdefgh.pixels"
+    left.write_bytes(b"half")
+    open_train(small_set, folder)
+    assert (folder / ".vim-settings").read_text() == "mine" and not left.exists()
+
+
+def test_the_option_keeps_what_is_trained_on_and_what_validates(small_set):
+    """Without a validation split, images held out of the training split validate."""
     args = ["--data_dir", str(small_set), "--cache", str(small_set / "cache")]
     sets = build.open_sets(stage1_parser().parse_args(args), img_res=64)
-    assert len(cache_files(small_set)) == 1
+    assert len(cache_files(small_set)) == 2
+    shutil.rmtree(small_set / "StanfordExtra_v12" / "Images")
+    assert not any(sample["failed"] for part in (sets.train, sets.val) for sample in part)
+
+
+def test_a_mixture_keeps_what_it_is_made_of(small_set):
+    args = ["--data_dir", str(small_set), "--cache", str(small_set / "cache"), "--mix"]
+    sets = build.open_sets(stage1_parser().parse_args([*args, "stanford:1"]), img_res=64)
+    assert len(cache_files(small_set)) == 2
     shutil.rmtree(small_set / "StanfordExtra_v12" / "Images")
     assert not any(sample["failed"] for part in (sets.train, sets.val) for sample in part)

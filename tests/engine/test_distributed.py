@@ -91,10 +91,15 @@ def _counts(config) -> list[int]:
 
 
 def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
-    """With four processes, the last batch of two images leaves two of them without any."""
+    """With four processes, the last batch of two images leaves two of them without any.
+
+    They share a cache, which one of them makes.
+    """
     one = _train(data, tmp_path, 1, "main.py", *SMALL)
+    several = [*SMALL, "--cache", tmp_path / "cache"]
     for processes in _counts(pytestconfig):
-        _assert_same(one, _train(data, tmp_path, processes, "main.py", *SMALL))
+        _assert_same(one, _train(data, tmp_path, processes, "main.py", *several))
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "of the training and validation images"
     log = (tmp_path / "2" / "log.txt").read_text()
     assert log.startswith("2 processes, stage 1 on cpu") and log.count("epoch 1/1") == 1
 
@@ -115,6 +120,16 @@ def test_stage_3_learns_the_same(data, runs, tmp_path, pytestconfig):
     one = _train(data, tmp_path, 1, "main_meshgraph.py", *options)
     for processes in _counts(pytestconfig):
         _assert_same(one, _train(data, tmp_path, processes, "main_meshgraph.py", *options))
+
+
+def test_a_cache_that_cannot_be_made_is_named_by_all(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ["--data_dir", data, *SMALL, "--cache", tmp_path / "file" / "cache"]
+    arguments = tmp_path / "none", "main.py", *options, "--output_dir", tmp_path / "run"
+    process = _start(2, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode and "cannot be made; give another folder" in output
+    assert "closed by peer" not in output
 
 
 def test_evaluation_writes_the_same_files(data, runs, tmp_path, pytestconfig):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import pytest
 import torch
+import trimesh
 
 import render
 from engine.fit_terms import FitSettings, Labels, Terms
@@ -148,6 +149,23 @@ def test_lines_through_thin_parts_are_inside(body):
     below = x * y * z + (a * b).sum(-1) * z + (b * c).sum(-1) * x + (c * a).sum(-1) * y
     winding = 2 * torch.atan2(above, below).sum(1) / (4 * torch.pi)
     assert (winding.round() == 1).float().mean() > 0.98
+
+
+def test_a_body_without_thin_parts_has_no_such_lines():
+    sphere = trimesh.creation.icosphere(2)  # 162 vertices
+
+    class Ball:
+        template = torch.tensor(sphere.vertices).float()
+        faces = torch.tensor(sphere.faces.astype("int64"))
+        num_verts = len(template)
+
+    across, lines = _struts(Ball)
+    assert len(lines) in (0, 162)  # with so few vertices, the other side is near
+    sphere = trimesh.creation.icosphere(4)
+    Ball.template, Ball.num_verts = torch.tensor(sphere.vertices).float(), len(sphere.vertices)
+    Ball.faces = torch.tensor(sphere.faces.astype("int64"))
+    across, lines = _struts(Ball)
+    assert across(Ball.template[None]).shape == (1, 0, 3) and lines.shape == (0, 3)
 
 
 def test_a_leg_that_the_mask_lacks_is_not_folded_into_a_blade(body, truth, batch):
