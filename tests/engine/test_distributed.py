@@ -128,7 +128,7 @@ def test_a_cache_that_cannot_be_made_is_named_by_all(data, tmp_path):
     arguments = tmp_path / "none", "main.py", *options, "--output_dir", tmp_path / "run"
     process = _start(2, *arguments)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode and "cannot be made; give another folder" in output
+    assert process.returncode and "(Not a directory); give another folder" in output
     assert "closed by peer" not in output
 
 
