@@ -55,9 +55,12 @@ class _Encoder(nn.Module):
         if side < 1:
             raise InputError(f"img_res {img_res} leaves no feature map: 33 is the least")
         self.num_features = channels * side * side
+        groups = math.gcd(NORM_GROUPS, channels)
+        if groups == self.num_features:  # one number a group: its norm would be 0, whatever it is
+            groups //= 2
         self.enc_conv1 = nn.Sequential(
             SmallMapConv2d(channels, channels, 4, stride=2, padding=1),
-            nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels),
+            nn.GroupNorm(groups, channels),
             nn.LeakyReLU(0.2),
         )
         sizes = (self.num_features, CODE)

@@ -135,3 +135,11 @@ def test_frozen_maps_stay_and_the_others_learn(name):
     backbone = build_backbone(name)
     backbone.freeze(0)
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) > count
+
+
+def test_a_last_map_of_one_place_and_few_channels_still_sees_the_image(synthetic_body):
+    """Group norm of a single number would be 0, and PyTorch refuses it for a single image."""
+    model = CoarseModel(SMAL(synthetic_body / "smal"), "timm:test_efficientnet", img_res=40)
+    code = model.encoder.enc_conv1
+    outputs = [code(torch.randn(1, 64, 2, 2)) for _ in range(2)]
+    assert outputs[0].shape == (1, 64, 1, 1) and not torch.allclose(*outputs)
