@@ -122,7 +122,9 @@ def test_stage_3_learns_the_same(data, runs, tmp_path, pytestconfig):
         _assert_same(one, _train(data, tmp_path, processes, "main_meshgraph.py", *options))
 
 
-def test_a_cache_that_cannot_be_made_is_named_by_all(data, tmp_path):
+def test_a_cache_that_cannot_be_made_is_named_by_all(data, tmp_path, pytestconfig):
+    if not pytestconfig.getoption("--many_processes"):
+        pytest.skip("slow: --many_processes")
     (tmp_path / "file").write_text("")
     options = ["--data_dir", data, *SMALL, "--cache", tmp_path / "file" / "cache"]
     arguments = tmp_path / "none", "main.py", *options, "--output_dir", tmp_path / "run"
