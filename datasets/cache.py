@@ -63,7 +63,7 @@ class PixelCache:
         except InputError as error:  # the other processes must not wait for this one
             fault = str(error)
         except OSError as error:
-            fault = f"--cache {folder} cannot be used ({error.strerror}); give another folder"
+            fault = f"{folder} cannot hold the cache ({error.strerror}); give another folder"
         if faults := list(filter(None, distributed.gather_interleaved([fault]))):
             raise InputError(faults[0])
 
