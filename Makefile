@@ -42,7 +42,7 @@ $(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` resumes there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m synthetic --data_dir $(DATA)
+	$(PYTHON) -m synthetic --data_dir $(DATA) --num_images 3000
 
 $(WIDE)/synthetic.json: | $(VENV)/.installed
 	$(PYTHON) -m synthetic --data_dir $(WIDE) --preset wide --num_images 400 --seed 1000
@@ -58,7 +58,7 @@ $(OUT)/photos/.done: FORCE | $(VENV)/.installed
 
 # Each stage ends in time on any machine, its learning rate falling to 0.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 32 --lr 7e-4 --warmup 100 --max_minutes 6.2 \
+	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 32 --lr 7e-4 --warmup 100 --max_minutes 7 \
 		--backbone efficientnet_lite0 --img_res 128 --keypoint_maps --w_maps 300 --freeze_backbone 1 --output_dir $(OUT)/stage1
 	touch $@
 
