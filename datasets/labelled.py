@@ -223,16 +223,12 @@ class LabelledImages(Dataset, ABC):
 
         Samples stay what they are. In several processes, all must call this.
         """
-        entries = {index: self.entries[index] for index in self.indices}
-        photographs = {
-            index: Photograph(
-                self.images / entry["img_path"],
-                width := int(entry["img_width"]),
-                height := int(entry["img_height"]),
-                reach(entry["img_bbox"], self.augment, width, height),
-            )
-            for index, entry in entries.items()
-        }
+        photographs = {}
+        for index in self.indices:
+            entry = self.entries[index]
+            size = int(entry["img_width"]), int(entry["img_height"])
+            part = reach(entry["img_bbox"], self.augment, *size)
+            photographs[index] = Photograph(self.images / entry["img_path"], *size, part)
         self.cache = PixelCache(folder, f"{self.root.name}_{self.split}", photographs)
 
     def load(self, item: int, times: int = 0) -> dict:
