@@ -89,7 +89,7 @@ def build_app(args):
         with gradio.Row():
             with gradio.Column():
                 upload = gradio.Image(type="filepath", sources=["upload"], label="Photograph")
-                fit_mask = gradio.Checkbox(label="Fit to the detected mask (slower)")
+                fit_mask = gradio.Checkbox(label="Fit to the mask (slower)")
                 button = gradio.Button("Find the mesh", variant="primary")
             overlay = gradio.Image(label="Overlay", interactive=False)
             mesh = gradio.Model3D(label="Mesh: drag to turn")

@@ -98,7 +98,7 @@ def main(argv=None) -> int:
     finally:  # what is done can be seen, whatever stopped the rest
         gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
     print(f"{len(gallery.images)} results are in {args.output_dir}: open index.html.")
-    if args.refine and unmasked:
+    if args.refine and unmasked and not config.outline:
         print(f"not refined, since no mask is known: {', '.join(unmasked)}", file=sys.stderr)
     for fault in failed:
         print(f"not done: {fault}", file=sys.stderr)

@@ -39,6 +39,8 @@ def evaluate_checkpoint(args, split: str) -> None:
 
     results = Results(args.output_dir, model.smal.faces, args.renderer, args.save_results)
     refine = None
+    if args.refine == "outline" and not config.outline:
+        raise InputError(f"--refine outline: {args.resume} sees no outline (--outline, stage 1)")
     if args.refine:
         folder = build.param_dir(args)
         refine = build.build_refiner(model.smal, folder, args.renderer, args.refine)

@@ -7,6 +7,7 @@ import torch
 
 from engine import build, resume
 from engine.checkpoint import TrainState
+from engine.device import has_bf16
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion
@@ -26,7 +27,7 @@ def main(argv=None):
     checkpoint = resume.find_checkpoint(args)
     config = build.resolve_network(args, checkpoint, refined=False)
     model = build.build_training_model(args, config, checkpoint, device)
-    if args.bf16 and build.has_bf16(device):
+    if args.bf16 and has_bf16(device):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)
 

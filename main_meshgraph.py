@@ -11,6 +11,7 @@ import torch
 
 from engine import build, resume
 from engine.checkpoint import TrainState
+from engine.device import has_bf16
 from engine.evaluate import evaluate
 from engine.loop import fit
 from engine.losses import Criterion
@@ -32,7 +33,7 @@ def main(argv=None):
     model = build.build_training_model(args, config, checkpoint, device)
     if args.freezecoarse:
         model.freeze_coarse()
-    if args.bf16 and build.has_bf16(device):
+    if args.bf16 and has_bf16(device):
         model.use_bf16()
     loaders = build.build_loaders(args, config, device)
 

@@ -27,10 +27,11 @@ from util.errors import InputError
 from util.memory import keep_freed_memory
 
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
-from .fitting import REFINEMENT, fit_images
+from .device import select_device
+from .fitting import REFINEMENT, fit_images, with_outlines
 from .loaders import make_loader, part_sizes
 from .losses import TRUTH_TERMS
-from .options import loss_weights, select_device
+from .options import loss_weights
 from .schedule import AveragedWeights, Schedule
 
 
@@ -78,6 +79,7 @@ def build_network(config: NetworkConfig, folder: Path, backbone: Backbone) -> Ne
         "unity_mean": unity_betas(folder)[0] if config.shape_init == "unity" else None,
         "img_res": config.img_res,
         "keypoint_maps": config.keypoint_maps,
+        "outline": config.outline,
     }
     if config.refiner is None:
         return CoarseModel(smal, **common)
@@ -128,6 +130,8 @@ def build_training_model(
         raise InputError(f"{prior}; it needs --betas_scale")
     if args.w_maps and not config.keypoint_maps:
         raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
+    if args.w_outline and not config.outline:
+        raise InputError("--w_outline is a term of the outline; it needs --outline")
     if checkpoint and checkpoint.refined and config.refiner is None:
         raise InputError(
             f"{checkpoint.path} holds a refiner, of stage 2 or 3: main.py trains stage 1, "
@@ -153,14 +157,16 @@ def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both")
         smal: the body.
         folder: of priors/.
         renderer: backend of `render`.
-        labels: what is fitted to, `mask`, `keypoints` or `both`.
+        labels: what is fitted to, `mask`, `keypoints`, `both`, or `outline`, what the network sees.
     """
     prior = pose_prior("smal", folder).to(smal.template.device)
     settings = replace(REFINEMENT, renderer=renderer)
-    withheld = {"mask": "keypoints", "keypoints": "mask"}.get(labels)
+    withheld = {"mask": "keypoints", "outline": "keypoints", "keypoints": "mask"}.get(labels)
 
     def refine(batch: dict, out: Prediction) -> Prediction:
         known = {key: value for key, value in batch.items() if key != withheld}
+        if labels == "outline":
+            known = with_outlines(known | {"has_mask": torch.zeros_like(known["has_mask"])}, out)
         return fit_images(smal, prior, known, settings, out)
 
     return refine
@@ -189,17 +195,6 @@ def prepare(args: argparse.Namespace) -> torch.device:
         except (ImportError, RuntimeError, ValueError) as error:
             raise InputError(f"--renderer {args.renderer}: {error}") from None
     return device
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth while: without it in hardware it would take many times as long."""
-    if device.type == "cuda":
-        found = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        found = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not found:
-        print(f"--bf16: this {device.type.upper()} device has no bfloat16; training in float32.")
-    return found
 
 
 def build_priors(args: argparse.Namespace, smal: SMAL) -> tuple[GaussianPrior, GaussianPrior]:

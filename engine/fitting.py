@@ -18,6 +18,7 @@ import scipy.sparse.linalg
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import NUM_LOGSCALES, SMAL
@@ -67,6 +68,18 @@ def fit_images(
         state = _choose_heading(terms, labels) if start is None else _state(start)
         state = _fit_body(terms, state, labels, start)
         return _deform(terms, state, labels, start)
+
+
+def with_outlines(batch: dict, out: Prediction) -> dict:
+    """The batch, with the outline that the network sees as the mask of images that have none."""
+    if out.outline is None:
+        return batch
+    seen = interpolate(out.outline[:, None], (CROP, CROP), mode="bilinear")[:, 0] > 0
+    known = batch["has_mask"][:, None, None]
+    mask = torch.where(known, batch["mask"], seen.to(batch["mask"].dtype))
+    weight = torch.where(known, batch["mask_weight"], 1)
+    has_mask = torch.ones_like(batch["has_mask"])
+    return batch | {"mask": mask, "mask_weight": weight, "has_mask": has_mask}
 
 
 def _state(start: Prediction) -> State:

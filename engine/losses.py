@@ -10,6 +10,7 @@ from torch import nn
 
 import render
 from model.keypoint_maps import keypoint_weights, map_loss
+from model.outline import outline_loss
 from model.outputs import Answer, Estimate, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
@@ -31,7 +32,7 @@ class LossWeights:
 
     kpts, betas_prior, pose_prior, pose_limit_prior, dice: of the coarse estimate.
     kpts_refine, dice_refine, arap: of the refined one.
-    maps: of the heat maps of the keypoints.
+    maps: of the heat maps of the keypoints. outline: of the map of the animal's outline.
     verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
     verts_refine: of the refined one, after similarity alignment: it is not moved as a whole.
     param: pose and shape, where an image has a good fit (datasets.fits).
@@ -47,6 +48,7 @@ class LossWeights:
     dice_refine: float = 0.0
     arap: float = 0.0
     maps: float = 0.0
+    outline: float = 0.0
     verts: float = 0.0
     pose: float = 0.0
     betas: float = 0.0
@@ -77,6 +79,7 @@ def term_weights(batch: dict) -> dict[str, torch.Tensor]:
     known |= {name: batch["has_truth"] for name in TRUTH_TERMS if "has_truth" in batch}
     if "has_fit" in batch:
         known["param"] = batch["has_fit"]
+    known["outline"] = batch["mask_weight"].mean((1, 2))
     known["maps"] = keypoint_weights(batch["keypoints"], batch["has_keypoints"])
     every = batch["has_keypoints"].new_ones(len(batch["has_keypoints"]))
     names = [f.name for f in fields(LossWeights) if f.name not in ("alpha", "beta")]
@@ -257,6 +260,11 @@ class Criterion(nn.Module):
         sums = distributed.total(sums)
         return sums[0] / sums[1].clamp_min(1)
 
+    def _outline(self, out: Prediction, batch: dict) -> torch.Tensor:
+        assert out.outline is not None
+        sums = distributed.total(outline_loss(out.outline, batch["mask"], batch["mask_weight"]))
+        return sums[0] / sums[1].clamp_min(1)
+
     def _shape(self, out: Prediction) -> torch.Tensor:
         values = out.betas
         if self.shape_prior.mean.shape[0] > values.shape[1] and out.betas_logscale is not None:
@@ -298,6 +306,7 @@ class Criterion(nn.Module):
             "dice_refine": lambda: self._silhouette(refined, batch),
             "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
             "maps": lambda: self._maps(out, batch),
+            "outline": lambda: self._outline(out, batch),
             "param": lambda: self._fitted(out, batch),
             "verts_refine": lambda: self._known(
                 aligned_error(refined.verts, batch["gt_verts"]), batch

@@ -5,14 +5,11 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 from datasets import DATASETS, SPLITS, parse_mix
 from model import BACKBONES, NetworkConfig, RefinerConfig
 from model.backbone import STRIDES
 from render import BACKENDS
 from smal_model.priors import FAMILIES
-from util import distributed
 from util.errors import InputError
 
 from .losses import LossWeights
@@ -21,7 +18,7 @@ from .schedule import SCHEDULES
 # What steers learning: a checkpoint stores it, and a resumed run says what differs.
 WEIGHTS = (
     "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
-    "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
+    "w_outline", "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
 )  # fmt: skip
 WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
 STEERING = (
@@ -32,6 +29,7 @@ STEERING = (
 )  # fmt: skip
 MAY_CHANGE = "lr", "alpha", "beta", "grad_accum", "grad_clip"  # in a run
 FREE = MAY_CHANGE + WEIGHTS + WEIGHTS_REFINED
+REFINED_TO = "both", "mask", "keypoints", "outline"  # eval.py's --refine
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -134,6 +132,8 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
         default=None,
         help="find keypoints as heat maps too, and correct the coarse estimate by them",
     )
+    help_text = "find the animal's outline as a map too, and tell it to the refiner"
+    network("--outline", action="store_true", default=None, help=help_text)
     network(
         "--shape_family_id",
         type=int,
@@ -181,6 +181,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     loss("--alpha", type=_number, default=default.alpha, help=f"of false positives {shown}")
     loss("--beta", type=_number, default=default.beta, help=f"of false negatives {shown}")
     loss("--w_maps", **weight, help=f"heat maps of the keypoints, with --keypoint_maps {shown}")
+    loss("--w_outline", **weight, help=f"map of the outline, with --outline {shown}")
     truth = "where an image has ground truth (synthetic)"
     loss("--w_verts", **weight, help=f"vertices of the coarse mesh, {truth} {shown}")
     loss("--w_pose", **weight, help=f"rotations of the joints, likewise {shown}")
@@ -288,7 +289,7 @@ def eval_parser() -> argparse.ArgumentParser:
     _refiner(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
     help_text = "score a fit to the labels too, started from the network's answer"
-    choices: dict = {"nargs": "?", "const": "both", "choices": ("both", "mask", "keypoints")}
+    choices: dict = {"nargs": "?", "const": "both", "choices": REFINED_TO}
     parser.add_argument("--refine", **choices, help=help_text)
     # Accepted so that one set of options serves all scripts.
     unused = parser.add_argument_group("training options without effect here").add_argument
@@ -351,45 +352,3 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if not any(vars(args)[name] for name in weights):
         named = ", ".join("--" + name for name in weights)
         raise InputError(f"{named} are all 0: there is nothing to learn from")
-
-
-def select_device(args: argparse.Namespace) -> torch.device:
-    """--device, else this process' GPU of --gpu_ids, else the CPU with one line that says so.
-
-    Raises:
-        Relaunch: --gpu_ids names several GPUs, and no launcher started a process for each.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    ids, local = args.gpu_ids, distributed.local_rank()
-    processes = distributed.local_world_size()
-    if args.device:
-        try:
-            device = torch.device(args.device)
-        except RuntimeError:
-            device = None
-        if device is None or device.type not in ("cpu", "cuda"):
-            raise InputError(f"--device {args.device}: expected cpu, cuda or cuda:NUMBER")
-        if device.type == "cpu":
-            return device
-        if not count:
-            raise InputError(
-                f"--device {args.device}: no CUDA device is available here; use --device cpu"
-            )
-        ids = [device.index or 0]
-    elif min(ids) < 0:
-        return torch.device("cpu")
-    elif not count:
-        if distributed.is_main():
-            print("No GPU found: running on the CPU.")
-        return torch.device("cpu")
-    given = f"--device {args.device}" if args.device else f"--gpu_ids {','.join(map(str, ids))}"
-    if processes > 1 and len(ids) == 1:
-        ids = list(range(processes))  # torchrun alone: a GPU for each
-        given = f"{processes} processes on this machine"
-    if max(ids) >= count:
-        raise InputError(f"{given}: this machine has GPUs 0 to {count - 1}")
-    if processes == 1 and len(ids) > 1:
-        raise distributed.Relaunch(len(ids))
-    if len(ids) != processes:
-        raise InputError(f"{given}: {processes} processes were started; give a GPU for each")
-    return torch.device("cuda", ids[local])

@@ -14,6 +14,7 @@ from datasets.transforms import make_crop
 from model import CoarseToFine, Networks, Prediction
 
 from .detect import Animal
+from .fitting import with_outlines
 from .loaders import to_device
 
 LONGEST_BOX = 2000  # pixels; a photograph with a longer one is made smaller first
@@ -61,6 +62,8 @@ def sample_of(image: np.ndarray, animal: Animal, img_res: int, name: str) -> dic
 class Predictor:
     """Runs the networks on samples and, where asked for, fits their answer to the masks.
 
+    Where no mask is known, it is the outline that the network sees, if it sees one.
+
     Args:
         model: CoarseModel or CoarseToFine, on its device.
         refine: takes a batch and a prediction and gives a better one; None: no refinement.
@@ -80,6 +83,8 @@ class Predictor:
         batch = to_device(default_collate(samples), self.model.device)
         with torch.no_grad():
             out = self.model(batch["image"])
-        if self.refine is not None and bool(batch["has_mask"].any()):
-            out = self.refine(batch, out)
+        if self.refine is not None:
+            batch = with_outlines(batch, out)
+            if bool(batch["has_mask"].any()):
+                out = self.refine(batch, out)
         return batch, out

@@ -64,7 +64,9 @@ def demo_parser() -> argparse.ArgumentParser:
     shown, add = "(default: %(default)s)", parser.add_argument
     add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
     add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
-    add("--refine", action="store_true", help="fit the answer to the mask, given or detected")
+    help_text = "fit the answer to the mask, given or detected, else to the outline that the "
+    help_text += "network sees"
+    add("--refine", action="store_true", help=help_text)
     add("--turntable", action="store_true", help="a GIF of each mesh, turning")
     add("--batch_size", type=positive, default=8, help=f"animals a step {shown}")
     return parser

@@ -14,8 +14,9 @@ from util.camera import project
 from util.errors import InputError
 
 from .backbone import Backbone, build_backbone
-from .keypoint_maps import PER_KEYPOINT, KeypointMaps, Keypoints, regressor
+from .keypoint_maps import PER_KEYPOINT, WIDTH, KeypointMaps, Keypoints, regressor
 from .keypoint_solve import KeypointSolve
+from .outline import OutlineMap
 from .outputs import Answer, Estimate, ImageFeatures, Prediction
 
 CODE = 100  # numbers in the code z
@@ -130,6 +131,7 @@ class CoarseModel(nn.Module):
         unity_mean: (26,) betas, then log-scales.
         img_res: side of the input image, pixels, 33 or more.
         keypoint_maps: find the keypoints as heat maps too, and correct the estimate by them.
+        outline: find the animal's outline too; needs keypoint_maps.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class CoarseModel(nn.Module):
         unity_mean=None,
         img_res: int = 224,
         keypoint_maps: bool = False,
+        outline: bool = False,
     ):
         super().__init__()
         if shape_init not in ("smal", "unity"):
@@ -167,7 +170,11 @@ class CoarseModel(nn.Module):
         offset = torch.zeros(3 * smal.num_joints)
         offset[:3] = torch.tensor(GLOBAL_ROTATION)
         self.register_buffer("pose_offset", offset, persistent=False)
-        self.has_maps = keypoint_maps
+        self.has_maps, self.has_outline = keypoint_maps, outline
+        if outline and not keypoint_maps:
+            raise InputError(
+                "outline needs keypoint_maps (--keypoint_maps): it is made of their features"
+            )
         if keypoint_maps:
             self.keypoint_maps = KeypointMaps(backbone.channels)
             seen = PER_KEYPOINT * NUM_KEYPOINTS
@@ -177,6 +184,8 @@ class CoarseModel(nn.Module):
             self.correct = regressor(inputs, sum(self.sizes))
             self.solve = KeypointSolve(smal)
             self.body_joints = BodyJoints(smal)
+        if outline:
+            self.outline_map = OutlineMap(backbone.channels[0], WIDTH)
 
     @property
     def device(self) -> torch.device:
@@ -215,9 +224,11 @@ class CoarseModel(nn.Module):
             wanted = f"expected (B, {', '.join(map(str, expected))})"
             raise ValueError(f"image batch of shape {tuple(image.shape)}, {wanted}")
         z, flat, maps = self.encoder(image, self.bf16 and torch.is_grad_enabled())
-        keypoints = before = None
+        keypoints = before = outline = None
         if self.has_maps:
             keypoints = self.keypoint_maps(maps)
+            if self.has_outline:
+                outline = self.outline_map(maps[0], keypoints.pyramid)
             z = z + self.lift(keypoints.flat)
         heads = self.code_predictor
         scale = heads["scale_predictor"](z)  # (B, 1)
@@ -241,7 +252,9 @@ class CoarseModel(nn.Module):
         pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
         features = ImageFeatures(tuple(maps), pooled)
-        return Prediction(estimate, trans, pose, betas, logscale, features, keypoints, before)
+        return Prediction(
+            estimate, trans, pose, betas, logscale, features, keypoints, outline, before
+        )
 
     def _corrected(self, values, keypoints: Keypoints, z):
         """The parameters moved by what their projection lacks from the heat maps.

@@ -8,6 +8,7 @@ from util.errors import InputError
 
 from .backbone import Backbone
 from .coarse import CoarseModel
+from .outline import VertexOutline
 from .outputs import Estimate, Prediction
 from .refiner import Refiner
 
@@ -24,7 +25,7 @@ class CoarseToFine(nn.Module):
         backbone: a name of model.backbone, or the module.
         backbone_weights: a state dict for the backbone, or None.
         local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; None: all levels.
-        betas_scale, shape_init, unity_mean, img_res, keypoint_maps: see CoarseModel.
+        betas_scale, shape_init, unity_mean, img_res, keypoint_maps, outline: see CoarseModel.
 
     Raises:
         ValueError: body and hierarchy do not fit each other, or an argument is out of range.
@@ -45,6 +46,7 @@ class CoarseToFine(nn.Module):
         unity_mean=None,
         img_res: int = 224,
         keypoint_maps: bool = False,
+        outline: bool = False,
     ):
         super().__init__()
         if hierarchy.sizes[0] != smal.num_verts:
@@ -54,14 +56,17 @@ class CoarseToFine(nn.Module):
             )
         self.smal, self.hierarchy = smal, hierarchy
         self.meshnet = CoarseModel(
-            smal, backbone, betas_scale, shape_init, unity_mean, img_res, keypoint_maps
+            smal, backbone, betas_scale, shape_init, unity_mean, img_res, keypoint_maps, outline
         )
         if backbone_weights is not None:
             self.meshnet.encoder.resnet_conv.load(backbone_weights)
         channels = self.meshnet.feature_channels
         self.graphnet = Refiner(
-            hierarchy, channels, local_feat, num_channels, num_downsampling, num_layers
+            hierarchy, channels, local_feat, num_channels, num_downsampling, num_layers, outline
         )
+        self.vertex_outline = None
+        if outline:
+            self.vertex_outline = VertexOutline(smal, hierarchy, num_downsampling)
         self.coarse_frozen = False
 
     @property
@@ -97,7 +102,12 @@ class CoarseToFine(nn.Module):
         """Coarse and refined estimates of images (B, 3, img_res, img_res), ImageNet-normalised."""
         out = self.meshnet(image)
         coarse = out.coarse
-        out.del_v = self.graphnet(coarse.verts, coarse.scale, out.features)  # (B, V, 3)
+        told = None
+        if self.vertex_outline is not None:
+            told = self.vertex_outline(
+                out.outline, coarse.verts, coarse.scale, out.pose, out.betas_logscale
+            )
+        out.del_v = self.graphnet(coarse.verts, coarse.scale, out.features, told)  # (B, V, 3)
         body = self.smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale)
         out.refined = Estimate(body.verts, body.joints, coarse.scale)
         return out

@@ -29,6 +29,7 @@ class NetworkConfig:
     shape_init: start of the betas, smal or unity.
     shape_family_id: SMAL's shape family; 1 is dogs.
     keypoint_maps: find keypoints as heat maps too, and correct the coarse estimate by them.
+    outline: find the animal's outline too, and tell it to the refiner; needs keypoint_maps.
     """
 
     backbone: str = "resnet50"
@@ -37,6 +38,7 @@ class NetworkConfig:
     shape_init: str = "smal"
     shape_family_id: int = 1
     keypoint_maps: bool = False
+    outline: bool = False
     refiner: RefinerConfig | None = None
 
     def to_dict(self) -> dict:

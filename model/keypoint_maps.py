@@ -22,12 +22,14 @@ class Keypoints(NamedTuple):
     xy: (B, 20, 2) its mean, x right, y up, in [-1, 1] inside the crop (util.camera).
     confidence: (B, 20) in (0, 1], 1 where the distribution is one place.
     variance: (B, 20) of it, mean of both axes.
+    pyramid: (B, WIDTH, H, W) the features that the maps are made of.
     """
 
     maps: torch.Tensor
     xy: torch.Tensor
     confidence: torch.Tensor
     variance: torch.Tensor
+    pyramid: torch.Tensor
 
     @property
     def flat(self) -> torch.Tensor:
@@ -76,12 +78,13 @@ class KeypointMaps(nn.Module):
         ):
             y = lateral(level)
             x = mix(y if x is None else y + F.interpolate(x, y.shape[2:]))  # (B, WIDTH, H, W)
+        assert x is not None
         maps = self.maps(x).float()  # (B, 20, H, W), stride 8
         places = (SHARPNESS * maps.flatten(2)).softmax(-1)  # (B, 20, H W)
         centres = cell_centres(maps.shape[2], maps.shape[3], maps)
         xy = places @ centres
         variance = (places @ centres.pow(2) - xy.pow(2)).mean(-1).clamp_min(1e-4)
-        return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance)
+        return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance, x)
 
 
 def keypoint_weights(labels: torch.Tensor, has_label: torch.Tensor) -> torch.Tensor:

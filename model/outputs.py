@@ -76,6 +76,7 @@ class Prediction:
     del_v: (B, V, 3) the refiner's offsets in the rest pose, or None.
     features: what the refiner sees of the image.
     keypoints: the keypoints as heat maps, None where the network has none.
+    outline: (B, H, W) logits of the animal's mask, likewise.
     before: in training, the coarse answer before it was moved to these keypoints, or None.
     """
 
@@ -86,6 +87,7 @@ class Prediction:
     betas_logscale: torch.Tensor | None
     features: ImageFeatures
     keypoints: Keypoints | None = None
+    outline: torch.Tensor | None = None
     before: Answer | None = None
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None

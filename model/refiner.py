@@ -11,6 +11,7 @@ from util.camera import project
 from util.errors import InputError
 
 from .graph_layers import GraphLinear, GraphResBlock, VertexGroupNorm
+from .outline import STEPS, TOLD, Told
 from .outputs import ImageFeatures
 
 
@@ -43,6 +44,7 @@ class Refiner(nn.Module):
         num_channels: width, a multiple of 16.
         num_downsampling: levels above the network.
         num_levels: levels in use; None: all.
+        outline: each vertex of the first level is told of the image's outline (model.outline).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Refiner(nn.Module):
         num_channels: int = 256,
         num_downsampling: int = 1,
         num_levels: int | None = None,
+        outline: bool = False,
     ):
         super().__init__()
         levels = len(hierarchy.sizes)
@@ -72,6 +75,8 @@ class Refiner(nn.Module):
         self.bf16 = False  # run in bfloat16 where gradients are taken
         c, n = num_channels, len(self.levels)
         inputs = 3 + self.feature_channels[-1] + (sum(self.feature_channels) if local_feat else 0)
+        self.told = TOLD if outline else 0
+        inputs += self.told
         self.lin1 = GraphLinear(inputs, 2 * c)
         self.res1 = GraphResBlock(2 * c, c)
         self.encoder = nn.ModuleList(GraphResBlock(c, c) for _ in self.levels)
@@ -82,12 +87,12 @@ class Refiner(nn.Module):
                 GraphResBlock(64, 32),
                 VertexGroupNorm(32),
                 nn.ReLU(),
-                GraphLinear(32, 3),
+                GraphLinear(32, 3 + STEPS * outline),
             ]
         )
 
-    def _lift(self, verts, positions, features: ImageFeatures):
-        """`lin1` on [xyz, pooled feature, local features], without forming that array: (B, V', 2c).
+    def _lift(self, verts, positions, features: ImageFeatures, told: Told | None):
+        """`lin1` on [told, xyz, pooled feature, local features], not forming these: (B, V', 2c).
 
         The paper up-samples all maps to the finest one's size, samples every channel at every
         vertex and multiplies. Each step is linear, so they are taken in the cheapest order: the
@@ -98,11 +103,13 @@ class Refiner(nn.Module):
         columns = [3, self.feature_channels[-1]] + (
             self.feature_channels if self.local_feat else []
         )
-        w_xyz, w_pooled, *w_maps = self.lin1.W.split(columns, 1)
+        w_told, w_xyz, w_pooled, *w_maps = self.lin1.W.split([self.told, *columns], 1)
         x = (
             F.linear(verts, w_xyz, self.lin1.b)
             + F.linear(features.pooled.detach(), w_pooled)[:, None]
         )
+        if told is not None:
+            x = x + F.linear(told.numbers, w_told)
         if not self.local_feat:
             return x
         finest = features.maps[0].shape[-2:]
@@ -128,20 +135,25 @@ class Refiner(nn.Module):
                 x = x + F.linear(sample @ pixels, w)
         return x
 
-    def forward(self, verts, scale, features: ImageFeatures) -> torch.Tensor:
-        """Offsets (B, V, 3) for coarse verts (B, V, 3) in camera space, seen with scale (B, 1)."""
+    def forward(
+        self, verts, scale, features: ImageFeatures, told: Told | None = None
+    ) -> torch.Tensor:
+        """Offsets (B, V, 3) for coarse verts (B, V, 3) in camera space, seen with scale (B, 1).
+
+        told: of the outline, where the network has one.
+        """
         with torch.autocast(
             verts.device.type, torch.bfloat16, enabled=self.bf16 and torch.is_grad_enabled()
         ):
-            return self._offsets(verts, scale, features).to(verts.dtype)
+            return self._offsets(verts, scale, features, told).to(verts.dtype)
 
-    def _offsets(self, verts, scale, features):
+    def _offsets(self, verts, scale, features, told: Told | None):
         h = self.hierarchy
         for level in range(self.levels[0]):
             verts = h.down(verts, level)
         plane = project(verts.detach(), scale.detach())
         positions = torch.stack([plane[..., 0], -plane[..., 1]], -1)  # (B, V', 2) x right, y down
-        x = self._lift(verts, positions, features)
+        x = self._lift(verts, positions, features, told)
         x = self.res1(x, partial(h.neighbours, level=self.levels[0]))
 
         skips = []
@@ -159,7 +171,9 @@ class Refiner(nn.Module):
 
         neighbours = partial(h.neighbours, level=self.levels[0])
         block1, block2, norm, relu, out = self.shape
-        x = out(relu(norm(block2(block1(x, neighbours), neighbours))))  # (B, V', 3)
+        x = out(relu(norm(block2(block1(x, neighbours), neighbours))))  # (B, V', 3 or more)
+        if told is not None:  # and how far each vertex follows the steps to the edge
+            x = x[..., :3] + (told.steps @ (x[..., 3:, None] + 1 / STEPS)).squeeze(3)
         for level in reversed(range(self.levels[0])):
             x = h.up(x, level)
         return x

@@ -14,13 +14,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-import trimesh
 from PIL import Image
 from torch.nn.functional import grid_sample
-from trimesh.exchange.gltf import export_glb
-from trimesh.exchange.obj import export_obj
-from trimesh.exchange.ply import export_ply
-from trimesh.visual import ColorVisuals
 
 from model.outputs import Estimate
 from render import rasterize
@@ -122,13 +117,19 @@ def write_meshes(folder: str | Path, stem: str, verts, faces, colors=None) -> di
     Returns:
         File names by ending.
     """
+    import trimesh  # takes most of a second, which training need not wait for
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.exchange.obj import export_obj
+    from trimesh.exchange.ply import export_ply
+
     verts, faces = mesh_in_file_axes(verts, faces)
     colors = None if colors is None else np.clip(array_of(colors), 0, 1)
     screen, light = (trimesh.Trimesh(verts, faces, process=False) for _ in range(2))
     if colors is not None:  # glTF wants linear light, the two others what a screen is sent
         linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
         for mesh, values in ((screen, colors), (light, linear)):
-            mesh.visual = ColorVisuals(mesh, vertex_colors=np.round(255 * values).astype(np.uint8))
+            rounded = np.round(255 * values).astype(np.uint8)
+            mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=rounded)
     axes = "x right, y up, z towards the viewer"
     exports = {
         "obj": export_obj(screen, include_normals=True, header=axes).encode(),

@@ -15,7 +15,7 @@ from util import distributed
 
 WEIGHTS = LossWeights(
     pose_limit_prior=100, kpts_refine=2, arap=1000, maps=30, verts=60, pose=10, betas=0.5,
-    camera=20, verts_refine=60, param=5,
+    camera=20, verts_refine=60, param=5, outline=20,
 )  # fmt: skip
 
 
@@ -72,6 +72,8 @@ def _labelled(smal, size: int) -> dict:
         "fit_rotations": torch.randn(size, 35, 3, 3),
         "fit_betas": torch.randn(size, 20),
         "fit_logscale": torch.zeros(size, 6),
+        "mask": (torch.rand(size, 224, 224) < 0.5).float(),
+        "mask_weight": torch.rand(size, 1, 1).round() * torch.rand(size, 224, 224),
     }
 
 
@@ -87,7 +89,8 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(
     torch.manual_seed(0)
     smal = SMAL(synthetic_body / "smal")
     hierarchy = MeshHierarchy.load(synthetic_body / "mesh_down_sampling_4.npz")
-    network = {"backbone": "resnet18", "img_res": 64, "num_channels": 16, "keypoint_maps": True}
+    network = {"backbone": "resnet18", "img_res": 64, "num_channels": 16}
+    network |= {"keypoint_maps": True, "outline": True}
     model = CoarseToFine(smal, hierarchy, **network).eval()
     model.meshnet.training = True  # for the losses before the steps; batch norm stays as it is
     folder = synthetic_body

@@ -13,7 +13,8 @@ import time
 import pytest
 import torch
 
-from engine.options import select_device, stage1_parser
+from engine.device import select_device
+from engine.options import stage1_parser
 from tests.commands import SMALL
 from tests.conftest import ROOT
 from util import distributed

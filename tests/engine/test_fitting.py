@@ -6,10 +6,12 @@ import cv2
 import pytest
 import torch
 import trimesh
+from torch.nn.functional import interpolate
 
 import render
+from engine import build
 from engine.fit_terms import FitSettings, Labels, Terms
-from engine.fitting import _headings, _smooth_modes, _struts, fit_images
+from engine.fitting import _headings, _smooth_modes, _struts, fit_images, with_outlines
 from model.outputs import Estimate, ImageFeatures, Prediction
 from smal_model import SMAL
 from smal_model.lbs import rodrigues
@@ -120,6 +122,32 @@ def test_refinement_improves_what_it_is_given(body, truth, batch, names):
     if "mask" in names:
         assert (after[0] > before[0] + 0.1).all()
     assert torch.equal(start.pose, perturbed(smal, truth).pose)
+
+
+def test_an_outline_is_the_mask_of_images_that_have_none(
+    body, synthetic_body, truth, batch, monkeypatch
+):
+    smal, _ = body
+    start = perturbed(smal, truth)
+    start.outline = 16 * interpolate(batch["mask"][:, None], 56, mode="area")[:, 0] - 8
+    given = batch | {"mask_weight": torch.ones_like(batch["mask"])}
+    given["mask"] = batch["mask"].flip(0)
+    given["has_mask"] = torch.tensor([True, False])
+    found = with_outlines(given, start)
+    assert torch.equal(found["mask"][0], given["mask"][0]) and found["has_mask"].all()
+    assert (found["mask"][1] - batch["mask"][1]).abs().mean() < 0.01
+    whole = start.outline.clone()
+    start.outline[0] = -8
+    empty = with_outlines(given | {"has_mask": torch.tensor([False, False])}, start)
+    assert Labels.of({"mask": empty["mask"]}).known.tolist() == [0, 1]  # the first keeps its answer
+    start.outline = whole
+    monkeypatch.setattr(build, "REFINEMENT", REFINE)
+    # to the outline alone: the data set's own labels, here wrong ones, change nothing
+    refine = build.build_refiner(smal, synthetic_body, "auto", "outline")
+    given["keypoints"] = given["keypoints"].flip(0)
+    out = refine(given, start)
+    before, after = (scores(smal, mesh, batch)[0] for mesh in (start.coarse, out.refined))
+    assert (after > before + 0.1).all()
 
 
 def test_refined_mesh_is_smooth(body, batch):

@@ -13,7 +13,18 @@ from tests.commands import SMALL, fails
 from tests.engine.few import read_content
 
 TRUTH = "--w_maps 30 --w_verts 60 --w_pose 10 --w_betas 0.5 --w_camera 20 --w_dice 10".split()
-WITH = ["--keypoint_maps", "--augment", "strong", "--flip", "--freeze_backbone", "2", *TRUTH]
+WITH = [
+    "--keypoint_maps",
+    "--outline",
+    "--w_outline",
+    "10",
+    "--augment",
+    "strong",
+    "--flip",
+    "--freeze_backbone",
+    "2",
+    *TRUTH,
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +39,13 @@ def test_terms_are_logged_and_resuming_is_exact(stage1, data, tmp_path):
     run, folder = stage1
     line = (folder / "log.txt").read_text().splitlines()[-1]
     moved = ("kpts", "verts", "pose", "betas", "camera", "dice")
-    for term in ("maps", *moved, *(f"before_{name}" for name in moved)):
+    for term in ("maps", "outline", *moved, *(f"before_{name}" for name in moved)):
         assert f"  {term} " in line
     content = read_content(folder / "checkpoint.pth.tar")
     assert content["options"]["keypoint_maps"] is True
     half = [*run[:-1], str(tmp_path)]
     main.main([*half, *SMALL, *WITH, "--nEpochs", "1"])
-    main.main([*half, *SMALL[6:], *WITH[1:], "--nEpochs", "2", "--resume", "auto"])
+    main.main([*half, *SMALL[6:], *WITH[2:], "--nEpochs", "2", "--resume", "auto"])
     again = read_content(tmp_path / "checkpoint.pth.tar")
     for name, value in content["state_dict"].items():
         assert torch.equal(value, again["state_dict"][name]), name
@@ -80,11 +91,20 @@ def test_the_refiner_learns_from_ground_truth_too(stage1, tmp_path):
     assert "pa_mpvpe_refined" in (tmp_path / "stanford_report.json").read_text()
 
 
+def test_no_fit_to_an_outline_that_is_not_seen(runs, data, tmp_path, capsys):
+    run = ["eval.py", "--data_dir", str(data), "--output_dir", str(tmp_path), "--local_feat"]
+    run += ["--resume", str(runs / "stage2" / "checkpoint.pth.tar")]
+    fails(capsys, [*run, "--refine", "outline"], "--refine outline", "sees no outline")
+
+
 def test_contradictions_are_refused(data, shared, tmp_path, capsys):
     run = ["main.py", "--data_dir", str(data), "--output_dir", str(tmp_path), *SMALL]
     # before any work: the file that the backbone starts from does not exist
     early = [*run, "--w_maps", "1", "--backbone_weights", "nowhere.pth"]
     fails(capsys, early, "--w_maps", "--keypoint_maps")
+    early = [*run, "--w_outline", "1", "--backbone_weights", "nowhere.pth"]
+    fails(capsys, early, "--w_outline", "--outline")
+    fails(capsys, [*run, "--outline", "--backbone_weights", "none"], "--keypoint_maps")
     fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
     fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
     photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]

@@ -13,6 +13,7 @@ from smal_model.lbs import kinematic_chain, rodrigues
 from util.camera import project
 
 BATCH = 3
+NO_MAPS = torch.empty(0)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_steps_reach_keypoints_that_are_certain_and_ignore_those_that_are_not(sm
     seen[:, 5] += 0.8  # claimed far off, but of no certainty
     variance = torch.full((BATCH, 20), 1e-4)
     variance[:, 5] = 1e4
-    keypoints = Keypoints(torch.empty(0), seen, torch.ones(BATCH, 20), variance)
+    keypoints = Keypoints(NO_MAPS, seen, torch.ones(BATCH, 20), variance, NO_MAPS)
     torch.manual_seed(2)
     state = (
         scale + 0.05,
@@ -104,7 +105,7 @@ def test_no_certainty_no_step(smal):
     state = parameters(smal)
     joints, plane = keypoints_of(smal, *state)
     seen = plane[..., :2] + 0.5
-    nothing = Keypoints(torch.empty(0), seen, torch.ones(BATCH, 20), torch.full((BATCH, 20), 1e8))
+    nothing = Keypoints(NO_MAPS, seen, torch.ones(BATCH, 20), torch.full((BATCH, 20), 1e8), NO_MAPS)
     after = KeypointSolve(smal)(*state, joints, nothing)
     for old, new in zip(state, after, strict=True):
         assert torch.allclose(old, new, atol=1e-4)
@@ -114,7 +115,11 @@ def test_widths_and_earlier_estimates_learn_through_a_step(smal):
     state = [value.requires_grad_() for value in parameters(smal)]
     joints, plane = keypoints_of(smal, *state)
     seen = Keypoints(
-        torch.empty(0), plane[..., :2].detach() + 0.1, torch.ones(3, 20), torch.full((3, 20), 0.01)
+        NO_MAPS,
+        plane[..., :2].detach() + 0.1,
+        torch.ones(3, 20),
+        torch.full((3, 20), 0.01),
+        NO_MAPS,
     )
     solve = KeypointSolve(smal)
     after = solve(*state, joints, seen)
@@ -129,7 +134,7 @@ def test_a_body_at_the_camera_steps_back_and_no_step_is_wild(smal):
     scale[:] = -0.9
     joints, plane = keypoints_of(smal, scale, trans, pose, betas)
     seen = torch.rand(BATCH, 20, 2) - 0.5
-    keypoints = Keypoints(torch.empty(0), seen, torch.ones(3, 20), torch.full((BATCH, 20), 1e-4))
+    keypoints = Keypoints(NO_MAPS, seen, torch.ones(3, 20), torch.full((BATCH, 20), 1e-4), NO_MAPS)
     state = KeypointSolve(smal)(scale, trans, pose, betas, joints, keypoints)
     assert all(value.isfinite().all() for value in state)
     root = keypoints_of(smal, *state)[0][:, 0, 2]

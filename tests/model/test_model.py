@@ -262,7 +262,7 @@ def test_a_process_may_have_no_image(body, betas_scale):
     smal, hierarchy, _ = body
     model = CoarseToFine(
         smal, hierarchy, "resnet18", img_res=64, num_channels=32, betas_scale=betas_scale,
-        keypoint_maps=True,
+        keypoint_maps=True, outline=True,
     ).eval()  # fmt: skip
     out = model(strong_change(torch.zeros(0, 3, 64, 64), torch.zeros(0, NUM_DRAWS)))
     assert out.refined.verts.shape == (0, smal.num_verts, 3)

@@ -1,14 +1,18 @@
 """Scenes for the renderer's tests, and one way to run them through any backend.
 
 Triton runs on the CUDA device where there is one, and otherwise in its interpreter, in a process of
-its own since the interpreter must be chosen before Triton is imported:
-`python render_scenes.py <backend> <scenes.npz> <results.npz>`.
+its own since the interpreter must be chosen before Triton is imported: `python render_scenes.py`
+reads lines of two files, scenes and where their results go.
 """
 
+import atexit
 import importlib.util
 import os
+import select
 import subprocess
 import sys
+import traceback
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +87,26 @@ def run(backend: str, scenes: list[dict], folder: Path) -> list[dict]:
         return run_here(backend, scenes, "cuda" if backend == "triton" else "cpu")
     given, got = folder / "scenes.npz", folder / "results.npz"
     pack(given, scenes)
-    settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command, environment = [sys.executable, __file__, backend, given, got], os.environ | settings
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = _interpreter()
+    print(given, got, sep="\t", file=process.stdin, flush=True)
+    waiting = select.select([process.stdout], [], [], 240)[0]
+    answer = process.stdout.readline() if waiting else "no answer in 240 seconds"
+    if answer != "done\n":
+        process.kill()
+        _interpreter.cache_clear()
+    assert answer == "done\n", answer
     return unpack(got)
+
+
+@cache
+def _interpreter() -> subprocess.Popen:
+    """A process with Triton's interpreter, which renders the files it is told of, one by one."""
+    settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command, environment = [sys.executable, "-u", __file__], os.environ | settings
+    process = subprocess.Popen(command, env=environment, **pipes)
+    atexit.register(process.kill)
+    return process
 
 
 def pack(path: Path, groups: list[dict]) -> None:
@@ -105,5 +124,10 @@ def unpack(path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    _, backend, given, got = sys.argv
-    pack(Path(got), run_here(backend, unpack(Path(given))))
+    for line in sys.stdin:
+        given, got = line.rstrip("\n").split("\t")
+        try:
+            pack(Path(got), run_here("triton", unpack(Path(given))))
+            print("done", flush=True)
+        except Exception:
+            print(repr(traceback.format_exc()[-2000:]), flush=True)
