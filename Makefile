@@ -42,10 +42,10 @@ $(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
 
 # A finished step leaves `.done` in its folder; `make demo` resumes there.
 $(DATA)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m synthetic --data_dir $(DATA) --num_images 3000
+	$(PYTHON) -m synthetic --data_dir $(DATA) --num_images 2500
 
 $(WIDE)/synthetic.json: | $(VENV)/.installed
-	$(PYTHON) -m synthetic --data_dir $(WIDE) --preset wide --num_images 400 --seed 1000
+	$(PYTHON) -m synthetic --data_dir $(WIDE) --preset wide --num_images 200 --seed 1000
 
 $(OUT)/first/.done: $(WIDE)/synthetic.json
 	$(PYTHON) eval.py --data_dir $(WIDE) --num_works 1 --resume pretrained/dogs.pth.tar --local_feat --save_results --output_dir $(OUT)/first
@@ -58,7 +58,7 @@ $(OUT)/photos/.done: FORCE | $(VENV)/.installed
 
 # Each stage ends in time on any machine, its learning rate falling to 0.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 8 --lr 5e-4 --warmup 150 --max_minutes 7 \
+	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 8 --lr 5e-4 --warmup 150 --max_minutes 7.5 \
 		--backbone efficientnet_lite0 --img_res 128 --keypoint_maps --w_maps 300 --outline --w_outline 1000 \
 		--freeze_backbone 2 --output_dir $(OUT)/stage1
 	touch $@
@@ -69,7 +69,7 @@ $(OUT)/stage2/.done: $(OUT)/stage1/.done
 	touch $@
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
-	$(REFINE) --batch_size 16 --lr 1e-5 --max_minutes 1 --w_pose_limit_prior 5000 --w_betas_prior 2000 \
+	$(REFINE) --batch_size 16 --lr 1e-5 --max_minutes 0.5 --w_pose_limit_prior 5000 --w_betas_prior 50 \
 		--resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 

@@ -51,7 +51,7 @@ def build_app(args):
 
     @cache
     def predictor(fit_mask: bool) -> Predictor:
-        """The networks; what fits to a mask needs priors, so it is made when it is asked for."""
+        """The networks; a fit needs priors, so it is made when it is asked for."""
         if not fit_mask:
             return Predictor(model)
         return Predictor(model, build.build_refiner(model.smal, folder, args.renderer, "mask"))
@@ -89,7 +89,7 @@ def build_app(args):
         with gradio.Row():
             with gradio.Column():
                 upload = gradio.Image(type="filepath", sources=["upload"], label="Photograph")
-                fit_mask = gradio.Checkbox(label="Fit to the mask (slower)")
+                fit_mask = gradio.Checkbox(label="Fit to the outline (slower)")
                 button = gradio.Button("Find the mesh", variant="primary")
             overlay = gradio.Image(label="Overlay", interactive=False)
             mesh = gradio.Model3D(label="Mesh: drag to turn")

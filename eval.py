@@ -31,6 +31,8 @@ def evaluate_checkpoint(args, split: str) -> None:
     if checkpoint is None:
         raise InputError(f"--resume auto: {args.output_dir} holds no checkpoint to evaluate")
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
+    if args.refine == "outline" and not config.outline:
+        raise InputError(f"--refine outline: {args.resume} sees no outline (--outline, stage 1)")
     model = build.load_network(config, build.param_dir(args), checkpoint).to(device)
     dataset, excluded = build.build_test_set(args, split, config.img_res, model.smal)
     build.make_output_dir(args.output_dir)
@@ -39,8 +41,6 @@ def evaluate_checkpoint(args, split: str) -> None:
 
     results = Results(args.output_dir, model.smal.faces, args.renderer, args.save_results)
     refine = None
-    if args.refine == "outline" and not config.outline:
-        raise InputError(f"--refine outline: {args.resume} sees no outline (--outline, stage 1)")
     if args.refine:
         folder = build.param_dir(args)
         refine = build.build_refiner(model.smal, folder, args.renderer, args.refine)

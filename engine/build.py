@@ -132,6 +132,8 @@ def build_training_model(
         raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
     if args.w_outline and not config.outline:
         raise InputError("--w_outline is a term of the outline; it needs --outline")
+    if config.outline and not args.w_outline and not checkpoint:
+        raise InputError("--outline learns nothing without --w_outline; give that a weight above 0")
     if checkpoint and checkpoint.refined and config.refiner is None:
         raise InputError(
             f"{checkpoint.path} holds a refiner, of stage 2 or 3: main.py trains stage 1, "
@@ -166,7 +168,9 @@ def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both")
     def refine(batch: dict, out: Prediction) -> Prediction:
         known = {key: value for key, value in batch.items() if key != withheld}
         if labels == "outline":
-            known = with_outlines(known | {"has_mask": torch.zeros_like(known["has_mask"])}, out)
+            for name in ("has_mask", "mask"):
+                known[name] = torch.zeros_like(known[name])
+            known = with_outlines(known, out)
         return fit_images(smal, prior, known, settings, out)
 
     return refine

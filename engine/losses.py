@@ -79,7 +79,7 @@ def term_weights(batch: dict) -> dict[str, torch.Tensor]:
     known |= {name: batch["has_truth"] for name in TRUTH_TERMS if "has_truth" in batch}
     if "has_fit" in batch:
         known["param"] = batch["has_fit"]
-    known["outline"] = batch["mask_weight"].mean((1, 2))
+    known["outline"] = batch["mask_weight"].sum((1, 2))
     known["maps"] = keypoint_weights(batch["keypoints"], batch["has_keypoints"])
     every = batch["has_keypoints"].new_ones(len(batch["has_keypoints"]))
     names = [f.name for f in fields(LossWeights) if f.name not in ("alpha", "beta")]

@@ -108,6 +108,8 @@ class CoarseToFine(nn.Module):
                 out.outline, coarse.verts, coarse.scale, out.pose, out.betas_logscale
             )
         out.del_v = self.graphnet(coarse.verts, coarse.scale, out.features, told)  # (B, V, 3)
+        if self.vertex_outline is not None:
+            out.del_v = self.vertex_outline.held(out.del_v, out.pose)
         body = self.smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale)
         out.refined = Estimate(body.verts, body.joints, coarse.scale)
         return out

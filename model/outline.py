@@ -14,8 +14,8 @@ from util.camera import FOCAL, HALF_CROP, project
 WIDTH = 16  # channels of the head
 BLURS = (1, 5, 13)  # cells of stride 4; widths of the averages in which a vertex sees the outline
 SHARP = 5  # of them, that in which the outline's edge is looked for
-SURE = 3.0  # slope of the outline, by half a crop, from which on its edge is near
-RIM = 0.35  # cosine between normal and image plane within which a vertex is on the body's outline
+SURE = 0.125  # slope of the outline, a cell, from which on its edge is near
+RIM = 0.35  # cosine of normal and line of sight within which a vertex is on the body's outline
 LONGEST = 0.15  # way to the edge, half crops
 SMOOTHING = (2, 6)  # means over neighbours, of the ways to the edge
 STEPS = len(SMOOTHING)
@@ -62,8 +62,9 @@ class Told(NamedTuple):
     """What the outline tells the vertices.
 
     numbers: (B, V', TOLD) of about 1: the outline and its slopes at three sharpnesses; whether the
-        vertex is on the body's outline and the edge is near; the line of sight; the normal; the
-        place at rest; the log of a body unit's size in the image; ten times the steps.
+        vertex is on the body's outline and the edge is near; the line of sight; the normal in
+        camera space; the place at rest; the log of a body unit's size in the image; ten times the
+        steps.
     steps: (B, V', 3, STEPS) offsets that take the body's outline to the edge, in two smoothnesses.
     """
 
@@ -72,7 +73,7 @@ class Told(NamedTuple):
 
 
 class VertexOutline(nn.Module):
-    """What the outline tells each vertex of a level, in the frame of the refiner's offsets.
+    """What the outline tells each vertex of a level.
 
     Offsets are of the rest pose, and the image is of the posed body: a slope of the outline is
     given as its derivative by the vertex's offset, through the bones that carry the vertex.
@@ -117,7 +118,10 @@ class VertexOutline(nn.Module):
         by_x, by_y, by_depth = turns.unbind(2)  # (B, V', 3) each, by the offset
 
         inside = outline.sigmoid()[:, None] - 0.5  # (B, 1, H, W)
-        cells = outline.new_tensor(outline.shape[1:]) / 2  # of half a crop
+        cells = outline.shape[2] / 2, outline.shape[1] / 2  # of half a crop, x and y
+        stretch = (by_x.square() + by_y.square()).sum(
+            2, keepdim=True
+        ) / 2  # 1, limbs' scale squared
         rim = torch.exp(-((normals[..., 2:] / RIM) ** 2))  # (B, V', 1)
         values, slopes, ways = [], [by_depth], []
         for blur in BLURS:
@@ -132,11 +136,11 @@ class VertexOutline(nn.Module):
             values.append(2 * value)
             slopes.append(2 * blur * (x * by_x + y * by_y))
             if blur == SHARP:
-                x, y = x * cells[1], y * cells[0]  # by half a crop
                 steep = x.square() + y.square()
-                way = -value / (steep + SURE**2) * torch.cat([x, y], 2)  # damped Newton's step
+                way = -value / (steep + SURE**2)  # damped Newton's step
+                way = torch.cat([way * x / cells[0], way * y / cells[1]], 2)  # in half crops
                 way = way * (LONGEST / way.norm(dim=2, keepdim=True).clamp_min(LONGEST))
-                way = (way[..., :1] * by_x + way[..., 1:] * by_y) / size
+                way = (way[..., :1] * by_x + way[..., 1:] * by_y) / (size * stretch.clamp_min(1e-2))
                 sure = rim * steep / (steep + SURE**2)
                 values.append(sure)
                 ways = self._smooth(way, sure)
@@ -144,6 +148,16 @@ class VertexOutline(nn.Module):
         steps = [10 * way for way in ways]
         numbers = torch.cat([*values, *slopes, normals, rest, size.log(), *steps], -1)
         return Told(numbers, torch.stack(ways, -1))
+
+    def held(self, del_v: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+        """Offsets (B, V, 3) that turn with the body, as offsets of `SMAL.forward`; pose (B, 3 J).
+
+        There the root joint is a mean of the moved vertices: what they move it by is not turned.
+        An offset that all vertices share is not turned either, and puts it right.
+        """
+        root = (self.smal.J_regressor[0] @ del_v)[..., None]  # (B, 3, 1)
+        turned = rodrigues(pose[:, :3]) @ root
+        return del_v + (turned - root).mT
 
     def _smooth(self, way, sure):
         """Means of ways (B, V', 3) over neighbours that are sure, by how many means were taken."""

@@ -104,7 +104,9 @@ def test_contradictions_are_refused(data, shared, tmp_path, capsys):
     fails(capsys, early, "--w_maps", "--keypoint_maps")
     early = [*run, "--w_outline", "1", "--backbone_weights", "nowhere.pth"]
     fails(capsys, early, "--w_outline", "--outline")
-    fails(capsys, [*run, "--outline", "--backbone_weights", "none"], "--keypoint_maps")
+    fails(capsys, [*run, "--outline", "--backbone_weights", "none"], "--w_outline")
+    alone = [*run, "--outline", "--w_outline", "1", "--backbone_weights", "none"]
+    fails(capsys, alone, "--keypoint_maps")
     fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
     fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
     photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 from model import CoarseModel, ImageFeatures
@@ -107,16 +108,20 @@ def test_the_head_learns_a_mask():
     assert ((logits > 0) == (shown[:, 0] > 0.5)).float().mean() > 0.95
 
 
-def test_the_refiner_follows_the_outline(body):
-    """A body seen with an outline to its side moves there, before anything is learned."""
+@pytest.mark.parametrize("heading", [0.0, 1.5, 3.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_refiner_follows_the_outline(body, heading, axis):
+    """A body seen with an outline beside it moves there, before anything is learned."""
     smal, hierarchy = body
     torch.manual_seed(0)
     betas = torch.tensor(smal.family_mean[None, :20]).float()
-    pose, trans = torch.zeros(1, 3 * smal.num_joints), torch.tensor([[0.0, 0.0, 1.0]])
-    pose[:, :3] = torch.tensor(GLOBAL_ROTATION)
-    coarse, scale = smal(betas, pose, trans).verts, torch.tensor([[-0.2]])
+    turn = Rotation.from_rotvec([0, heading, 0]) * Rotation.from_rotvec(GLOBAL_ROTATION)
+    pose = 0.1 * torch.randn(1, 3 * smal.num_joints)
+    pose[:, :3] = torch.tensor(turn.as_rotvec())
+    trans, scale = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[-0.3]])
+    coarse = smal(betas, pose, trans).verts
     silhouette = coverage(project(coarse, scale), smal.faces, 224)
-    assert silhouette.mean() > 0.05
+    assert silhouette.mean() > 0.03
     logits = 20 * F.adaptive_avg_pool2d(silhouette, 56) - 10
     told = VertexOutline(smal, hierarchy, LEVEL)
     refiner = Refiner(hierarchy, [8, 8, 8, 8], False, 16, LEVEL, outline=True).eval()
@@ -124,11 +129,25 @@ def test_the_refiner_follows_the_outline(body):
     seen = []
     with torch.no_grad():
         for cells in (-1, 1):
-            lacks = told(logits.roll(cells, 2), coarse, scale, pose)
-            del_v = refiner(coarse, scale, features, lacks)
-            seen.append(project(smal(betas, pose, trans, del_v).verts, scale)[..., 0].mean(1))
+            lacks = told(logits.roll(-cells if axis else cells, 2 - axis), coarse, scale, pose)
+            del_v = told.held(refiner(coarse, scale, features, lacks), pose)
+            plane = project(smal(betas, pose, trans, del_v).verts, scale)
+            seen.append(plane.mean(1)[0])
     apart = seen[1] - seen[0]  # of outlines that are 4 / 56 of half a crop apart
-    assert (apart > 0.01).all() and (apart < 4 / 56).all()
+    assert 0.003 < apart[axis] < 4 / 56 and apart[1 - axis].abs() < 0.9 * apart[axis]
+
+
+def test_offsets_turn_with_the_body(body):
+    """As if the joints stayed, for a body that is turned as a whole."""
+    smal, hierarchy = body
+    torch.manual_seed(0)
+    pose = torch.zeros(2, 3 * smal.num_joints)
+    pose[:, :3] = torch.randn(2, 3)
+    betas, del_v = torch.zeros(2, 20), 0.1 + 0.1 * torch.randn(2, smal.num_verts, 3)
+    told = VertexOutline(smal, hierarchy, LEVEL)
+    moved = smal(betas, pose, None, told.held(del_v, pose)).verts - smal(betas, pose).verts
+    wanted = (rodrigues(pose[:, None, :3]) @ del_v[..., None]).squeeze(-1)
+    torch.testing.assert_close(moved, wanted, atol=1e-5, rtol=0)
 
 
 def test_it_needs_the_keypoints_maps(body):

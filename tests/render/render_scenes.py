@@ -87,14 +87,16 @@ def run(backend: str, scenes: list[dict], folder: Path) -> list[dict]:
         return run_here(backend, scenes, "cuda" if backend == "triton" else "cpu")
     given, got = folder / "scenes.npz", folder / "results.npz"
     pack(given, scenes)
+    if _interpreter().poll() is not None:  # it ended in an earlier test
+        _interpreter.cache_clear()
     process = _interpreter()
     print(given, got, sep="\t", file=process.stdin, flush=True)
     waiting = select.select([process.stdout], [], [], 240)[0]
     answer = process.stdout.readline() if waiting else "no answer in 240 seconds"
     if answer != "done\n":
         process.kill()
-        _interpreter.cache_clear()
-    assert answer == "done\n", answer
+        process.wait()
+    assert answer == "done\n", answer or f"Triton's process ended with status {process.returncode}"
     return unpack(got)
 
 
