@@ -91,7 +91,7 @@ class Refiner(nn.Module):
             ]
         )
 
-    def _lift(self, verts, positions, features: ImageFeatures, told: Told | None):
+    def _lift(self, verts, positions, features: ImageFeatures, told: Told | None = None):
         """`lin1` on [told, xyz, pooled feature, local features], not forming these: (B, V', 2c).
 
         The paper up-samples all maps to the finest one's size, samples every channel at every
