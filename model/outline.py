@@ -119,9 +119,8 @@ class VertexOutline(nn.Module):
 
         inside = outline.sigmoid()[:, None] - 0.5  # (B, 1, H, W)
         cells = outline.shape[2] / 2, outline.shape[1] / 2  # of half a crop, x and y
-        stretch = (by_x.square() + by_y.square()).sum(
-            2, keepdim=True
-        ) / 2  # 1, limbs' scale squared
+        # 1, but for scaled limbs
+        stretch = (by_x.square() + by_y.square()).sum(2, keepdim=True) / 2
         rim = torch.exp(-((normals[..., 2:] / RIM) ** 2))  # (B, V', 1)
         values, slopes, ways = [], [by_depth], []
         for blur in BLURS:
