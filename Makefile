@@ -10,7 +10,7 @@ WIDE := data/wide
 OUT := logs/demo
 COMMON := --data_dir $(DATA) --num_works 1
 LEARN := $(COMMON) --no_augment --flip --w_pose_prior 5 --schedule cosine --nEpochs 1000
-REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 10 --w_dice_refine 4500 --alpha 0.5 --beta 0.5 --w_arap 12000
+REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 0 --w_kpts_robust 7500 --w_dice_refine 4500 --alpha 0.5 --beta 0.5 --w_arap 12000
 
 FIRST := $(OUT)/$(if $(PHOTOS),photos,first)
 

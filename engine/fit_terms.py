@@ -167,8 +167,8 @@ class Terms:
         """Of pose and shape from a network's answer, weighted."""
         s = self.settings
         few = labels.keypoints[..., 2].sum(1) < s.few_keypoints  # (N,)
-        pose = (state["pose"] - start.pose.detach()) / s.start_std
-        betas = (state["betas"] - start.betas.detach()) / s.start_std
+        pose = (state["pose"] - start.body.pose.detach()) / s.start_std
+        betas = (state["betas"] - start.body.betas.detach()) / s.start_std
         weight = torch.where(few, s.w_start_alone, s.w_start)
         return weight * (pose.pow(2).mean(1) + betas.pow(2).mean(1))
 

@@ -83,7 +83,8 @@ def with_outlines(batch: dict, out: Prediction) -> dict:
 
 
 def _state(start: Prediction) -> State:
-    state = {"pose": start.pose, "betas": start.betas, "trans": start.trans}
+    body = start.body
+    state = {"pose": body.pose, "betas": body.betas, "trans": body.trans}
     state["log_focal"] = start.coarse.scale.log1p()
     if start.betas_logscale is not None:
         state["logscale"] = start.betas_logscale

@@ -22,7 +22,8 @@ from util.metrics import aligned_error
 
 TVERSKY_EPS = 1e-5
 TRUTH_TERMS = ("verts", "pose", "betas", "camera", "verts_refine")
-KEYPOINT_TERMS = ("kpts", "kpts_refine")
+KEYPOINT_TERMS = ("kpts", "kpts_refine", "kpts_robust")
+ROBUST = 0.15  # of the root of the animal's area: a keypoint so far off counts half
 Reduction = Callable[[torch.Tensor], torch.Tensor]  # over a tensor's entries
 
 
@@ -31,7 +32,8 @@ class LossWeights:
     """Weight of each term; a term of weight 0 is not computed.
 
     kpts, betas_prior, pose_prior, pose_limit_prior, dice: of the coarse estimate.
-    kpts_refine, dice_refine, arap: of the refined one.
+    kpts_refine, dice_refine, arap: of the refined one. kpts_robust: also, what is far off counts
+        little: squares pull a doubtful keypoint to the middle of the places where it may be.
     maps: of the heat maps of the keypoints. outline: of the map of the animal's outline.
     verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
     verts_refine: of the refined one, after similarity alignment: it is not moved as a whole.
@@ -54,6 +56,7 @@ class LossWeights:
     betas: float = 0.0
     camera: float = 0.0
     verts_refine: float = 0.0
+    kpts_robust: float = 0.0
     param: float = 0.0
     alpha: float = 0.6
     beta: float = 0.4
@@ -108,6 +111,32 @@ def keypoint_loss(
     squared = squared * has_label[:, None, None]
     entries = has_label.sum() * squared.shape[1:].numel()
     sums = total(torch.stack([squared.sum(), entries.to(squared.dtype)]))
+    return sums[0] / sums[1].clamp_min(1)
+
+
+def robust_keypoint_loss(
+    predicted: torch.Tensor,
+    labels: torch.Tensor,
+    area: torch.Tensor,
+    has_label: torch.Tensor,
+    total: Reduction = _alone,
+) -> torch.Tensor:
+    """Mean over B x K of d^2 / (d^2 + s^2), s ROBUST of the root of the area; hidden ones are 0.
+
+    Geman and McClure's function, as in SMPLify (Bogo et al., ECCV 2016).
+
+    Args:
+        predicted: (B, K, 2) row, column in pixels of the crop.
+        labels: (B, K, 3) row, column, visible.
+        area: (B,) of the animal, square pixels.
+        has_label: (B,) bool, images that count.
+        total: the sum of its argument over processes (util.distributed).
+    """
+    squared = (predicted - labels[..., :2]).square().sum(-1)  # (B, K)
+    half = ROBUST**2 * area.clamp_min(1)[:, None]
+    counts = (labels[..., 2] > 0) & has_label[:, None]
+    far = (squared / (squared + half)).where(counts, 0).sum()
+    sums = total(torch.stack([far, has_label.sum().to(far.dtype) * labels.shape[1]]))
     return sums[0] / sums[1].clamp_min(1)
 
 
@@ -243,6 +272,12 @@ class Criterion(nn.Module):
         labels, known = batch["keypoints"], batch["has_keypoints"]
         return keypoint_loss(estimate.keypoints_px, labels, known, distributed.total)
 
+    def _robust_keypoints(self, estimate: Estimate, batch: dict) -> torch.Tensor:
+        area = torch.where(batch["has_mask"], batch["mask"].sum((1, 2)), batch["area"])
+        labels, known = batch["keypoints"], batch["has_keypoints"]
+        points = estimate.keypoints_px
+        return robust_keypoint_loss(points, labels, area, known, distributed.total)
+
     def _known(self, errors: torch.Tensor, batch: dict) -> torch.Tensor:
         return _mean_known(errors, batch["has_truth"], distributed.total)
 
@@ -271,9 +306,9 @@ class Criterion(nn.Module):
             values = torch.cat([values, out.betas_logscale], 1)
         return self.shape_prior(values, distributed.mean)
 
-    def _answer(self, answer: Answer | Prediction, batch: dict) -> dict[str, Callable]:
+    def _answer(self, answer: Answer, batch: dict) -> dict[str, Callable]:
         """The terms of a coarse answer: that of the networks, and before its Kalman steps."""
-        coarse = answer.coarse
+        coarse = answer.estimate
         # vertices that are known say more than their outline
         masks_alone = ~batch["has_truth"] if self.weights.verts else None
         return {
@@ -297,14 +332,17 @@ class Criterion(nn.Module):
             out: of the networks.
             batch: samples of a data set, collated.
         """
-        coarse, refined, mean = out.coarse, out.finest, distributed.mean
-        compute = self._answer(out, batch) | {
+        refined, mean = out.finest, distributed.mean
+        compute = self._answer(out.own, batch) | {
             "betas_prior": lambda: self._shape(out),
             "pose_prior": lambda: self.pose_prior(out.pose, mean),
             "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high, mean),
             "kpts_refine": lambda: self._keypoints(refined, batch),
+            "kpts_robust": lambda: self._robust_keypoints(refined, batch),
             "dice_refine": lambda: self._silhouette(refined, batch),
-            "arap": lambda: laplacian_loss(refined.verts, coarse.verts, self.laplacian, mean),
+            "arap": lambda: laplacian_loss(
+                refined.verts, out.body.estimate.verts, self.laplacian, mean
+            ),
             "maps": lambda: self._maps(out, batch),
             "outline": lambda: self._outline(out, batch),
             "param": lambda: self._fitted(out, batch),

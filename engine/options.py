@@ -20,7 +20,7 @@ WEIGHTS = (
     "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
     "w_outline", "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
 )  # fmt: skip
-WEIGHTS_REFINED = ("w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine")
+WEIGHTS_REFINED = "w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine", "w_kpts_robust"
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
@@ -132,7 +132,9 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
         default=None,
         help="find keypoints as heat maps too, and correct the coarse estimate by them",
     )
-    help_text = "find the animal's outline as a map too, and tell it to the refiner"
+    help_text = (
+        "find the animal's outline as a map too; the refiner poses the body by it, and is told it"
+    )
     network("--outline", action="store_true", default=None, help=help_text)
     network(
         "--shape_family_id",
@@ -272,6 +274,8 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     weight: dict = {"type": _number, "default": 0.0}
     help_text = f"keypoints of the refined mesh {shown}"
     loss("--w_kpts_refine", type=_number, default=1.0, help=help_text)
+    help_text = f"the same, what is far off counts little {shown}"
+    loss("--w_kpts_robust", **weight, help=help_text)
     loss("--w_dice_refine", **weight, help=f"silhouette of the refined mesh {shown}")
     loss("--w_arap", **weight, help=f"Laplacian of the refined mesh {shown}")
     help_text = "vertices of the refined mesh, aligned with the ground truth, where there is one"

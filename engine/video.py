@@ -72,11 +72,11 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
         whole = torch.cat(list(values))
         return torch.from_numpy(_smooth(whole.cpu().numpy())).to(whole)
 
-    pose = torch.cat([p.pose for p in parts])
+    pose = torch.cat([p.body.pose for p in parts])
     smooth_pose = torch.from_numpy(_smooth_rotations(pose.cpu().numpy())).to(pose)
-    betas = torch.cat([p.betas for p in parts])
+    betas = torch.cat([p.body.betas for p in parts])
     betas = betas.mean(0, keepdim=True).expand_as(betas)
-    trans = over_time(p.trans for p in parts)
+    trans = over_time(p.body.trans for p in parts)
     scale = over_time(p.coarse.scale for p in parts)
     logscale = del_v = refined = None
     if parts[0].betas_logscale is not None:
@@ -86,7 +86,7 @@ def smooth_prediction(parts: list[Prediction], smal: SMAL) -> Prediction:
     body = _posed(smal, betas, smooth_pose, trans, None, logscale)
     if any(p.del_v is not None for p in parts):  # a stage 1 network's, where masks refined it
         none = torch.zeros_like(body.verts)
-        del_v = over_time(none[: len(p.pose)] if p.del_v is None else p.del_v for p in parts)
+        del_v = over_time(none[: len(p.coarse)] if p.del_v is None else p.del_v for p in parts)
         fine = _posed(smal, betas, smooth_pose, trans, del_v, logscale)
         refined = Estimate(fine.verts, fine.joints, scale)
     coarse = Estimate(body.verts, body.joints, scale)

@@ -242,9 +242,9 @@ class CoarseModel(nn.Module):
             for _ in range(ROUNDS):
                 values = self._corrected(values, keypoints, z)
             scale, trans, pose, betas, logscale = values
-            if self.training:
+            if self.training or self.has_outline:
                 body = self.smal(betas, pose, trans, betas_logscale=logscale)
-                before = Answer(Estimate(body.verts, body.joints, scale), pose, betas)
+                before = Answer(Estimate(body.verts, body.joints, scale), trans, pose, betas)
             for _ in range(STEPS):
                 joints = self.body_joints(betas, pose, trans, logscale)
                 scale, trans, pose, betas = self.solve(scale, trans, pose, betas, joints, keypoints)

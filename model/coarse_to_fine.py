@@ -7,6 +7,7 @@ from smal_model import SMAL, MeshHierarchy
 from util.errors import InputError
 
 from .backbone import Backbone
+from .body_solve import BodySolve
 from .coarse import CoarseModel
 from .outline import VertexOutline
 from .outputs import Estimate, Prediction
@@ -64,8 +65,9 @@ class CoarseToFine(nn.Module):
         self.graphnet = Refiner(
             hierarchy, channels, local_feat, num_channels, num_downsampling, num_layers, outline
         )
-        self.vertex_outline = None
+        self.body_solve = self.vertex_outline = None
         if outline:
+            self.body_solve = BodySolve(smal, hierarchy, num_downsampling)
             self.vertex_outline = VertexOutline(smal, hierarchy, num_downsampling)
         self.coarse_frozen = False
 
@@ -101,15 +103,17 @@ class CoarseToFine(nn.Module):
     def forward(self, image: torch.Tensor) -> Prediction:
         """Coarse and refined estimates of images (B, 3, img_res, img_res), ImageNet-normalised."""
         out = self.meshnet(image)
-        coarse = out.coarse
         told = None
-        if self.vertex_outline is not None:
+        if self.body_solve is not None and self.vertex_outline is not None:
+            out.reposed = self.body_solve(out, self.meshnet.solve)
+            verts, pose = out.reposed.estimate.verts, out.reposed.pose
             told = self.vertex_outline(
-                out.outline, coarse.verts, coarse.scale, out.pose, out.betas_logscale
+                out.outline, verts, out.coarse.scale, pose, out.betas_logscale
             )
-        out.del_v = self.graphnet(coarse.verts, coarse.scale, out.features, told)  # (B, V, 3)
+        start = out.body
+        out.del_v = self.graphnet(start.estimate.verts, out.coarse.scale, out.features, told)
         if self.vertex_outline is not None:
-            out.del_v = self.vertex_outline.held(out.del_v, out.pose)
-        body = self.smal(out.betas, out.pose, out.trans, out.del_v, out.betas_logscale)
-        out.refined = Estimate(body.verts, body.joints, coarse.scale)
+            out.del_v = self.vertex_outline.held(out.del_v, start.pose)
+        body = self.smal(start.betas, start.pose, start.trans, out.del_v, out.betas_logscale)
+        out.refined = Estimate(body.verts, body.joints, out.coarse.scale)
         return out

@@ -18,6 +18,102 @@ NEAREST = 3.0  # the root may come to the camera, body units
 START = {"rotations": 0.25, "moves": 0.4, "betas": 0.4, "noise": 0.3}  # standard deviations
 
 
+class Carried(nn.Module):
+    """Points that a body's bones carry, and how they move with its parameters.
+
+    Args:
+        smal: the body.
+        weights: (N, J) how much of each point each bone carries; rows have sum 1.
+        shape: (N, 3, 20) how betas move the points at rest.
+    """
+
+    weights: torch.Tensor
+    shape: torch.Tensor
+    moved: torch.Tensor
+    ancestors: torch.Tensor
+    at_rest: torch.Tensor
+    lengthen: torch.Tensor
+
+    def __init__(self, smal: SMAL, weights: torch.Tensor, shape: torch.Tensor):
+        super().__init__()
+        below = torch.eye(smal.num_joints)  # (J, J) 1 where the column's joint turns the row's bone
+        for joint, parent in enumerate(smal.parents.tolist()[1:], 1):  # parents come first
+            below[joint] += below[parent]
+        at_rest = torch.einsum("jv,vcn->jcn", smal.J_regressor, shape_directions(smal))
+        constants = {
+            "weights": weights,
+            "shape": shape,
+            "moved": weights @ below,  # (N, J) how much of a joint's turn moves the point
+            "ancestors": smal.ancestors,
+            "at_rest": at_rest,  # (J, 3, 20) how betas move the joints at rest, and from parent to
+            "lengthen": torch.cat([at_rest[:1], at_rest[1:] - at_rest[smal.parents[1:]]]),
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, rows, zoom, points, joints, world) -> torch.Tensor:
+        """Derivatives by turns of the joints in space, moves, log of the focal length, and betas.
+
+        Args:
+            rows: (B, N, R, 3) derivatives of what is measured by the point.
+            zoom: (B, N, R) of what is measured by the log of the focal length.
+            points: (B, N, 3). joints: (B, J or more, 3).
+            world: (B, J, 3, 3) rotations of the joints.
+
+        Returns:
+            (B, N R, 3 J + 4 + 20).
+        """
+        count = world.shape[1]
+        arm = points[:, :, None] - joints[:, None, :count]  # (B, N, J, 3)
+        arm = (arm * self.moved[..., None])[:, :, None]
+        by_turns = torch.linalg.cross(arm, rows[:, :, :, None].expand(-1, -1, -1, count, -1))
+        by_moves = torch.cat([rows, zoom[..., None]], -1)  # (B, N, R, 4)
+        longer = (self.above(world) @ self.lengthen).flatten(2)  # (B, J, 60)
+        turned = (self.weights @ world.flatten(2)).unflatten(2, (3, 3))  # (B, N, 3, 3)
+        carried = (
+            self.moved @ longer - self.weights @ (world @ self.at_rest).flatten(2)
+        ).unflatten(2, (3, -1))
+        by_betas = rows @ (carried + turned @ self.shape)  # (B, N, R, 20)
+        return torch.cat([by_turns.flatten(3), by_moves, by_betas], -1).flatten(1, 2)
+
+    def above(self, world: torch.Tensor) -> torch.Tensor:
+        """(B, J, 3, 3) rotations of the joints' parents; the root has none above it."""
+        still = torch.eye(3, dtype=world.dtype, device=world.device).expand(len(world), 1, 3, 3)
+        return torch.cat([world, still], 1)[:, self.ancestors[0]]
+
+
+def shape_directions(smal: SMAL) -> torch.Tensor:
+    """(V, 3, 20) how betas move the vertices at rest."""
+    return smal.shapedirs[:NUM_BETAS].view(NUM_BETAS, smal.num_verts, 3).permute(1, 2, 0)
+
+
+def world_rotations(pose: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
+    """(B, J, 3, 3) rotations of the joints in space, of pose (B, 3 J)."""
+    rotations = rodrigues(pose.unflatten(1, (-1, 3)))
+    return kinematic_chain(rotations, torch.zeros_like(rotations[..., 0]), ancestors)[..., :3]
+
+
+def view_rows(plane: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(B, N, 2, 3) derivatives of projected points (util.camera) by the points.
+
+    Args:
+        plane: (B, N, 3) projected, and their depth. scale: (B, 1).
+    """
+    depth = plane[..., 2:].clamp_min(1)
+    gain = FOCAL * (1 + scale[:, None]) / (HALF_CROP * depth)
+    zero = torch.zeros_like(gain)
+    x, y, _ = plane.split(1, -1)
+    return torch.stack(
+        [torch.cat([gain, zero, -x / depth], -1), torch.cat([zero, gain, -y / depth], -1)], -2
+    )
+
+
+def not_too_near(moves: torch.Tensor, joints: torch.Tensor) -> torch.Tensor:
+    """Moves (B, 3 or more) that leave the root of joints (B, J, 3) NEAREST before the camera."""
+    near = NEAREST - DISTANCE - joints[:, :1, 2]  # (B, 1) to go at least
+    return torch.cat([moves[:, :2], torch.maximum(moves[:, 2:3], near), moves[:, 3:]], 1)
+
+
 class KeypointSolve(nn.Module):
     """One step of an iterated Kalman update: prior at the estimate, measured by the heat maps.
 
@@ -30,11 +126,6 @@ class KeypointSolve(nn.Module):
         smal: the body.
     """
 
-    moved: torch.Tensor
-    bones: torch.Tensor
-    ancestors: torch.Tensor
-    joint_betas: torch.Tensor
-    point_betas: torch.Tensor
     log_rotations: torch.Tensor
     log_moves: torch.Tensor
     log_betas: torch.Tensor
@@ -42,32 +133,15 @@ class KeypointSolve(nn.Module):
 
     def __init__(self, smal: SMAL):
         super().__init__()
-        count = smal.num_joints
-        parents, landmarks = smal.parents.tolist(), smal.landmarks.tolist()
-        shape = smal.shapedirs[:NUM_BETAS].view(NUM_BETAS, smal.num_verts, 3).permute(1, 2, 0)
+        count, shape = smal.num_joints, shape_directions(smal)
         at_rest = torch.einsum("jv,vcn->jcn", smal.J_regressor, shape)  # (J, 3, 20)
         bones, points = [], []
         for k in KEYPOINT_JOINTS:  # a joint is moved by the bones before it
-            vertex = landmarks[k - count] if k >= count else None
-            bones.append(parents[k] if vertex is None else int(smal.weights[vertex].argmax()))
+            vertex = int(smal.landmarks[k - count]) if k >= count else None
+            bone = smal.parents[k] if vertex is None else smal.weights[vertex].argmax()
+            bones.append(int(bone))
             points.append(at_rest[k] if vertex is None else shape[vertex])
-        moved = torch.zeros(NUM_KEYPOINTS, count)
-        for k, bone in enumerate(bones):
-            while True:
-                moved[k, bone] = 1
-                if bone == 0:
-                    break
-                bone = parents[bone]
-        constants = {
-            "moved": moved,  # (20, J) whether a joint's turn moves a keypoint
-            "bones": torch.tensor(bones),
-            "ancestors": smal.ancestors,
-            # (J, 3, 20), (20, 3, 20): how betas lengthen the bones, and put the points on them
-            "joint_betas": torch.cat([at_rest[:1], at_rest[1:] - at_rest[smal.parents[1:]]]),
-            "point_betas": torch.stack(points) - at_rest[bones],
-        }
-        for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
+        self.carried = Carried(smal, torch.eye(count)[bones], torch.stack(points))
         sizes = {"rotations": count, "moves": MOVES, "betas": NUM_BETAS, "noise": NUM_KEYPOINTS}
         for name, size in sizes.items():
             start = torch.full((size,), math.log(START[name]))
@@ -86,9 +160,7 @@ class KeypointSolve(nn.Module):
         """
         plane = project(keypoints_of(joints), scale)  # (B, 20, 3)
         missing = (keypoints.xy.detach() - plane[..., :2]).flatten(1).clamp(-2, 2)  # (B, 40)
-        rotations = rodrigues(pose.detach().unflatten(1, (-1, 3)))  # (B, J, 3, 3)
-        nothing = torch.zeros_like(rotations[..., 0])
-        world = kinematic_chain(rotations, nothing, self.ancestors)[..., :3]
+        world = world_rotations(pose.detach(), self.carried.ancestors)  # (B, J, 3, 3)
         derivative = self.derivative(world, joints.detach(), plane.detach(), scale.detach())
         prior = torch.cat([self.log_rotations.repeat_interleave(3), self.log_moves, self.log_betas])
         spread = derivative * (2 * prior).exp()  # (B, 40, P)
@@ -98,15 +170,14 @@ class KeypointSolve(nn.Module):
         step = (spread.mT @ pull).squeeze(-1)  # (B, P)
         # a body that crosses the camera has no derivative to follow: it stays
         step = torch.where((singular[:, None] == 0) & step.isfinite(), step, 0)
-        count = rotations.shape[1]
-        turns, moves, shape = step.clamp(-LONGEST, LONGEST).split([3 * count, MOVES, NUM_BETAS], 1)
-        near = NEAREST - DISTANCE - joints[:, 0, 2].detach()  # (B,) to go at least
-        moves = torch.cat(
-            [moves[:, :2], torch.maximum(moves[:, 2], near)[:, None], moves[:, 3:]], 1
-        )
+        sizes = 3 * world.shape[1], MOVES, NUM_BETAS
+        turns, moves, shape = step.clamp(-LONGEST, LONGEST).split(sizes, 1)
+        moves = not_too_near(moves, joints.detach())
         # a turn in space, before the joint's own rotation, as its parent sees it
-        turns = (self._above(world).mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(-1)  # (B, J, 3)
-        pose = compose(turns, pose.unflatten(1, (-1, 3))).flatten(1)
+        turns = (self.carried.above(world).mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(
+            -1
+        )  # (B, J, 3)
+        pose = compose(turns.squeeze(-1), pose.unflatten(1, (-1, 3))).flatten(1)
         scale = (1 + scale) * moves[:, 3:].exp() - 1
         return scale, trans + moves[:, :3], pose, betas + shape
 
@@ -117,29 +188,8 @@ class KeypointSolve(nn.Module):
             world: (B, J, 3, 3) rotations of the joints. joints: (B, J + 6, 3).
             plane: (B, 20, 3) projected keypoints and their depth. scale: (B, 1).
         """
-        count = world.shape[1]
-        depth = plane[..., 2:].clamp_min(1)  # (B, 20, 1)
-        gain = FOCAL * (1 + scale[:, None]) / (HALF_CROP * depth)
-        zero = torch.zeros_like(gain)
-        x, y = plane[..., :1], plane[..., 1:2]
-        rows = torch.cat([gain, zero, -x / depth], -1), torch.cat([zero, gain, -y / depth], -1)
-        view = torch.stack(rows, -2)  # (B, 20, 2, 3) by the point
-        points = keypoints_of(joints)
-        arm = points[:, :, None] - joints[:, None, :count]  # (B, 20, J, 3)
-        a, b, c = (arm * self.moved[..., None]).unbind(-1)
-        none = torch.zeros_like(a)
-        turn = torch.stack([none, c, -b, -c, none, a, b, -a, none], -1).unflatten(-1, (3, 3))
-        by_turns = (view[:, :, None] @ turn).transpose(2, 3).flatten(3)  # (B, 20, 2, 3 J)
-        by_moves = torch.cat([view, plane[..., :2, None]], -1)  # (B, 20, 2, 4)
-        longer = self._above(world) @ self.joint_betas  # (B, J, 3, 20)
-        on_bone = world[:, self.bones] @ self.point_betas  # (B, 20, 3, 20)
-        shape = (self.moved @ longer.flatten(2)).unflatten(2, (3, -1)) + on_bone
-        return torch.cat([by_turns, by_moves, view @ shape], -1).flatten(1, 2)
-
-    def _above(self, world: torch.Tensor) -> torch.Tensor:
-        """(B, J, 3, 3) rotations of the joints' parents; the root has none above it."""
-        still = torch.eye(3, dtype=world.dtype, device=world.device).expand(len(world), 1, 3, 3)
-        return torch.cat([world, still], 1)[:, self.ancestors[0]]
+        rows, points = view_rows(plane, scale), keypoints_of(joints)
+        return self.carried(rows, plane[..., :2], points, joints, world)
 
 
 def compose(turns: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:

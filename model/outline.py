@@ -58,6 +58,33 @@ def outline_loss(logits, mask, mask_weight) -> torch.Tensor:
     return torch.stack([entropy, weight.sum()])
 
 
+def slopes(outline: torch.Tensor, blur: int) -> torch.Tensor:
+    """(B, 3, H, W): a smoothed outline, above 0 inside, and its slopes a cell, right and up.
+
+    Args:
+        outline: (B, H, W) logits. blur: odd width in cells of the mean that is taken twice.
+    """
+    inside = outline.sigmoid()[:, None] - 0.5  # (B, 1, H, W)
+    for _ in range(2 if blur > 1 else 0):
+        inside = F.avg_pool2d(inside, blur, 1, blur // 2, count_include_pad=False)
+    wide = F.pad(inside, (1, 1, 1, 1), mode="replicate")
+    x = (wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2]) / 2
+    y = (wide[:, :, :-2, 1:-1] - wide[:, :, 2:, 1:-1]) / 2
+    return torch.cat([inside, x, y], 1)
+
+
+def edge_at(inside: torch.Tensor, plane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `slopes` (B, 3, H, W) are at projected vertices: (B, V', 1) and (B, V', 2).
+
+    Args:
+        plane: (B, V', 2 or more) x right, y up, in [-1, 1] inside the crop.
+    """
+    places = torch.stack([plane[..., 0], -plane[..., 1]], -1)[:, :, None]  # y down
+    seen = F.grid_sample(inside, places, padding_mode="border", align_corners=False)
+    value, slope = seen.squeeze(3).mT.split([1, 2], 2)
+    return value, slope
+
+
 class Told(NamedTuple):
     """What the outline tells the vertices.
 
@@ -110,30 +137,22 @@ class VertexOutline(nn.Module):
         """
         normals = self._down(vertex_normals(verts, self.smal.faces))  # (B, V', 3)
         plane = project(self._down(verts), scale)  # (B, V', 3)
-        places = torch.stack([plane[..., 0], -plane[..., 1]], -1)[:, :, None]  # x right, y down
         size = (FOCAL * (1 + scale[:, None]) / (HALF_CROP * plane[..., 2:])).clamp(1e-2, 1e2)
         bones = rodrigues(pose.unflatten(1, (-1, 3)))  # (B, J, 3, 3)
         bones = self.smal.transforms(bones, bones.new_zeros(bones.shape[:3]), logscale)[..., :3]
         turns = (self.weights @ bones.flatten(2)).unflatten(2, (3, 3))  # (B, V', 3, 3)
         by_x, by_y, by_depth = turns.unbind(2)  # (B, V', 3) each, by the offset
 
-        inside = outline.sigmoid()[:, None] - 0.5  # (B, 1, H, W)
         cells = outline.shape[2] / 2, outline.shape[1] / 2  # of half a crop, x and y
         # 1, but for scaled limbs
         stretch = (by_x.square() + by_y.square()).sum(2, keepdim=True) / 2
         rim = torch.exp(-((normals[..., 2:] / RIM) ** 2))  # (B, V', 1)
-        values, slopes, ways = [], [by_depth], []
+        values, tilts, ways = [], [by_depth], []
         for blur in BLURS:
-            for _ in range(2 if blur > 1 else 0):
-                inside = F.avg_pool2d(inside, blur, 1, blur // 2, count_include_pad=False)
-            wide = F.pad(inside, (1, 1, 1, 1), mode="replicate")
-            x = (wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2]) / 2
-            y = (wide[:, :, :-2, 1:-1] - wide[:, :, 2:, 1:-1]) / 2
-            maps = torch.cat([inside, x, y], 1)  # (B, 3, H, W)
-            seen = F.grid_sample(maps, places, padding_mode="border", align_corners=False)
-            value, x, y = seen.squeeze(3).unsqueeze(3).unbind(1)  # (B, V', 1) each
+            value, slope = edge_at(slopes(outline, blur), plane)
+            x, y = slope.split(1, 2)  # (B, V', 1)
             values.append(2 * value)
-            slopes.append(2 * blur * (x * by_x + y * by_y))
+            tilts.append(2 * blur * (x * by_x + y * by_y))
             if blur == SHARP:
                 steep = x.square() + y.square()
                 way = -value / (steep + SURE**2)  # damped Newton's step
@@ -145,7 +164,7 @@ class VertexOutline(nn.Module):
                 ways = self._smooth(way, sure)
         rest = self.template.expand(len(verts), -1, -1)
         steps = [10 * way for way in ways]
-        numbers = torch.cat([*values, *slopes, normals, rest, size.log(), *steps], -1)
+        numbers = torch.cat([*values, *tilts, normals, rest, size.log(), *steps], -1)
         return Told(numbers, torch.stack(ways, -1))
 
     def held(self, del_v: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:

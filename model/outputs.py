@@ -57,9 +57,10 @@ class Estimate:
 
 @dataclass
 class Answer:
-    """An estimate of the coarse network and what shaped it: pose (B, 3 J), betas (B, 20)."""
+    """A body without offsets and what shaped it: trans (B, 3), pose (B, 3 J), betas (B, 20)."""
 
-    coarse: Estimate
+    estimate: Estimate
+    trans: torch.Tensor
     pose: torch.Tensor
     betas: torch.Tensor
 
@@ -77,7 +78,9 @@ class Prediction:
     features: what the refiner sees of the image.
     keypoints: the keypoints as heat maps, None where the network has none.
     outline: (B, H, W) logits of the animal's mask, likewise.
-    before: in training, the coarse answer before it was moved to these keypoints, or None.
+    before: the coarse answer before it was moved to these keypoints, where training or the refiner
+        asks for it.
+    reposed: the body that the refiner's offsets are of, where it is not the coarse one.
     """
 
     coarse: Estimate
@@ -89,6 +92,7 @@ class Prediction:
     keypoints: Keypoints | None = None
     outline: torch.Tensor | None = None
     before: Answer | None = None
+    reposed: Answer | None = None
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None
     fitted: Estimate | None = None
@@ -98,6 +102,16 @@ class Prediction:
         """The estimates that there are by name, `coarse`, `refined`, `fitted`."""
         found = {"coarse": self.coarse, "refined": self.refined, "fitted": self.fitted}
         return {name: estimate for name, estimate in found.items() if estimate}
+
+    @property
+    def own(self) -> Answer:
+        """The coarse network's answer."""
+        return Answer(self.coarse, self.trans, self.pose, self.betas)
+
+    @property
+    def body(self) -> Answer:
+        """The body whose vertices the offsets move."""
+        return self.reposed or self.own
 
     @property
     def finest(self) -> Estimate:

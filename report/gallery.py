@@ -51,7 +51,8 @@ class Gallery:
         write_png(self.folder / f"{name}_strip.png", row)
         height, width = task.image.shape[:2]
         photograph = Photograph(task.path.name, width, height, *task.crop)
-        parameters: dict = {"pose": out.pose, "betas": out.betas, "trans": out.trans}
+        body = out.body
+        parameters: dict = {"pose": body.pose, "betas": body.betas, "trans": body.trans}
         parameters |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
         given = {k: v[i : i + 1] for k, v in parameters.items() if v is not None}
         given["scale"] = finest.scale

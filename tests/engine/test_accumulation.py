@@ -6,7 +6,7 @@ import torch
 from engine import loop
 from engine.loaders import EpochBatches, part_sizes
 from engine.losses import Criterion, LossWeights
-from model import CoarseToFine, coarse
+from model import CoarseToFine, body_solve, coarse
 from smal_model import SMAL, MeshHierarchy, priors
 from tests.commands import fails
 from tests.engine.test_bad_days import _spoil
@@ -15,7 +15,7 @@ from util import distributed
 
 WEIGHTS = LossWeights(
     pose_limit_prior=100, kpts_refine=2, arap=1000, maps=30, verts=60, pose=10, betas=0.5,
-    camera=20, verts_refine=60, param=5, outline=20,
+    camera=20, verts_refine=60, param=5, outline=20, kpts_robust=50,
 )  # fmt: skip
 
 
@@ -72,6 +72,8 @@ def _labelled(smal, size: int) -> dict:
         "fit_rotations": torch.randn(size, 35, 3, 3),
         "fit_betas": torch.randn(size, 20),
         "fit_logscale": torch.zeros(size, 6),
+        "has_mask": torch.tensor([True, True, True, False, True, False, True])[:size],
+        "area": 20000 * torch.rand(size),
         "mask": (torch.rand(size, 224, 224) < 0.5).float(),
         "mask_weight": torch.rand(size, 1, 1).round() * torch.rand(size, 224, 224),
     }
@@ -83,9 +85,10 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(
 ):
     """All terms but the silhouettes, labels spread unevenly over parts of 2, 2 and 3 images.
 
-    The equations of the steps to the heat maps enlarge rounding, in batches of any size.
+    The equations of the steps to what is seen enlarge rounding, in batches of any size.
     """
     monkeypatch.setattr(coarse, "STEPS", steps)
+    monkeypatch.setattr(body_solve, "ROUNDS", body_solve.ROUNDS[:steps])
     torch.manual_seed(0)
     smal = SMAL(synthetic_body / "smal")
     hierarchy = MeshHierarchy.load(synthetic_body / "mesh_down_sampling_4.npz")

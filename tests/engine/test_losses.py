@@ -63,6 +63,22 @@ def test_hidden_keypoints_cost_nothing_but_count_in_the_mean():
     assert losses.keypoint_loss(predicted, labelled).item() == (9 + 16) / 4
 
 
+def test_robust_keypoints_cost_half_at_the_scale_and_one_at_most():
+    torch.manual_seed(0)
+    labels = torch.cat([100 * torch.rand(3, 20, 2), torch.ones(3, 20, 1)], -1)
+    area, known = torch.tensor([10000.0, 400.0, 900.0]), torch.tensor([True, True, False])
+    off = torch.zeros(3, 20, 2)
+    found = [losses.robust_keypoint_loss(labels[..., :2] + off, labels, area, known)]
+    off[0, 3, 1], off[1, 4, 0] = 15.0, -3.0  # ROBUST of the roots 100 and 20
+    found.append(losses.robust_keypoint_loss(labels[..., :2] + off, labels, area, known))
+    off[0, 3, 1], off[2] = 1e6, 50.0  # what has no labels counts in nothing
+    found.append(losses.robust_keypoint_loss(labels[..., :2] + off, labels, area, known))
+    labels[1, 4, 2] = 0  # hidden ones are 0, and count in the mean
+    found.append(losses.robust_keypoint_loss(labels[..., :2] + off, labels, area, known))
+    wanted = [0, 1 / 40, 1.5 / 40, 1 / 40]
+    assert [f.item() for f in found] == pytest.approx(wanted, abs=1e-6)
+
+
 def test_tversky_of_a_perfect_and_an_empty_silhouette():
     mask = torch.zeros(2, 8, 8)
     mask[:, 2:6, 2:6] = 1

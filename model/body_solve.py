@@ -1,0 +1,173 @@
+"""The most likely body for the keypoints and the outline that an image shows together."""
+
+import math
+
+import torch
+from torch import nn
+
+from smal_model import NUM_BETAS, SMAL, MeshHierarchy
+from smal_model.joints import NUM_KEYPOINTS, keypoints_of
+from smal_model.mesh import vertex_normals
+from util.camera import DISTANCE, project
+
+from .keypoint_maps import SHARPNESS, cell_centres
+from .keypoint_solve import (
+    LONGEST,
+    NEAREST,
+    Carried,
+    KeypointSolve,
+    compose,
+    not_too_near,
+    shape_directions,
+    view_rows,
+    world_rotations,
+)
+from .outline import RIM, SHARP, SURE, edge_at, slopes
+from .outputs import Answer, Estimate, Prediction
+
+# A round a number: half crops about the body's keypoint within which its map is believed.
+ROUNDS = (None, 0.3, 0.2, 0.15, 0.1)
+ELSEWHERE = 0.005  # and how much it is believed outside
+DOUBT = 2.0  # sharpness of the softmax that gives the variance
+FARTHEST = 0.15  # way to the edge, half crops
+# standard deviations at first: turns about a joint's own axes, moves, betas, factors of the noise
+START = {"turns": (0.1, 0.3, 0.12), "moves": (0.1, 0.1, 5.0), "betas": 0.9, "noise": 0.5}
+EDGE = 0.05  # and of the outline's edge, half crops
+
+
+class BodySolve(nn.Module):
+    """The maximum a posteriori body: prior about the network's answer, measured by what is seen.
+
+    Gauss-Newton steps on |x|^2 / prior + |seen - projected(x)|^2 / noise for turns of all joints
+    about their own axes, moves of the body and betas x. Measured are the keypoints, and along the
+    outline's slope the way to its edge of the vertices on the body's rim. After the first round a heat
+    map is read near the body's keypoint, so that of two peaks the one that fits the others counts.
+    The widths of prior and noise are learned.
+
+    Args:
+        smal: the body.
+        hierarchy: of its mesh.
+        level: of the vertices that are told of the outline.
+    """
+
+    log_turns: torch.Tensor
+    log_moves: torch.Tensor
+    log_betas: torch.Tensor
+    log_noise: torch.Tensor
+    log_edge: torch.Tensor
+
+    def __init__(self, smal: SMAL, hierarchy: MeshHierarchy, level: int):
+        super().__init__()
+        self.smal, self.hierarchy, self.level = smal, hierarchy, level
+        shape = self._down(shape_directions(smal).flatten(1)[None])[0]  # (V', 60)
+        weights = self._down(smal.weights[None])[0]  # (V', J)
+        self.carried = Carried(smal, weights, shape.unflatten(1, (3, -1)))
+        sizes = {
+            "turns": (smal.num_joints, 3),
+            "moves": (3,),
+            "betas": (NUM_BETAS,),
+            "noise": (NUM_KEYPOINTS,),
+        }
+        for name, size in sizes.items():
+            start = torch.as_tensor(START[name]).log().expand(size).clone()
+            self.register_parameter(f"log_{name}", nn.Parameter(start))
+        self.log_edge = nn.Parameter(torch.tensor(math.log(EDGE)))
+
+    def forward(self, out: Prediction, solve: KeypointSolve) -> Answer:
+        """The most likely body, seen by the coarse answer's camera.
+
+        Args:
+            out: of the coarse network, with `before`, `keypoints` and `outline`.
+            solve: the coarse network's, for the derivatives of keypoints.
+        """
+        assert out.before is not None and out.keypoints is not None and out.outline is not None
+        scale, logscale = out.coarse.scale, out.betas_logscale
+        pose, betas = out.before.pose, out.before.betas
+        trans = self._seen_with(out.before, scale)
+        inside, maps = slopes(out.outline.detach(), SHARP), out.keypoints.maps.detach().flatten(2)
+        height, width = out.keypoints.maps.shape[2:]
+        centres = cell_centres(height, width, maps)
+        prior = torch.cat([self.log_turns.flatten(), self.log_moves, self.log_betas])
+        tightness = (-2 * prior).exp().diag_embed()  # (P, P)
+        gone = prior.new_zeros(len(pose), len(prior))  # from the network's answer
+        for context in ROUNDS:
+            body = self.smal(betas, pose, trans, betas_logscale=logscale)
+            world = world_rotations(pose.detach(), self.carried.ancestors)
+            estimate = Estimate(body.verts, body.joints, scale)
+            parts = (
+                self._keypoints(estimate, world, solve, maps, centres, context),
+                self._edge(estimate, world, inside),
+            )
+            rows, missing, noise = (torch.cat(of, 1) for of in zip(*parts, strict=True))
+            count = world.shape[1]
+            turns, moves, _, by_betas = rows.split([3 * count, 3, 1, NUM_BETAS], 2)
+            above = self.carried.above(world)
+            turns = (turns.unflatten(2, (count, 1, 3)) @ above[:, None]).flatten(2)  # own axes
+            rows = torch.cat([turns, moves, by_betas], 2)  # (B, M, P)
+            missing = missing + (rows @ gone[..., None]).squeeze(-1)
+            pulls = rows.mT / noise[:, None]
+            information, pull = pulls @ rows + tightness, pulls @ missing[..., None]
+            whole, singular = torch.linalg.solve_ex(information, pull)
+            step = whole.squeeze(-1) - gone
+            # a body that crosses the camera has no derivative to follow: it stays
+            step = torch.where((singular[:, None] == 0) & step.isfinite(), step, 0)
+            turn, move, shape = step.clamp(-LONGEST, LONGEST).split([3 * count, 3, NUM_BETAS], 1)
+            move = not_too_near(move, body.joints.detach())
+            gone = gone + torch.cat([turn, move, shape], 1)
+            pose = compose(turn.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 3))).flatten(1)
+            trans, betas = trans + move, betas + shape
+        body = self.smal(betas, pose, trans, betas_logscale=logscale)
+        return Answer(Estimate(body.verts, body.joints, scale), trans, pose, betas)
+
+    def _down(self, x: torch.Tensor) -> torch.Tensor:
+        for level in range(self.level):
+            x = self.hierarchy.down(x, level)
+        return x
+
+    def _seen_with(self, start: Answer, scale) -> torch.Tensor:
+        """(B, 3) translations that keep place and size in the image of a camera with `scale`."""
+        depth = start.estimate.joints[:, 0, 2] + DISTANCE
+        wanted = (depth * ((1 + scale) / (1 + start.estimate.scale))[:, 0]).clamp_min(NEAREST)
+        return torch.cat([start.trans[:, :2], (start.trans[:, 2] + wanted - depth)[:, None]], 1)
+
+    def _keypoints(self, body: Estimate, world, solve: KeypointSolve, maps, centres, context):
+        """Derivatives (B, 40, 3 J + 4 + 20), what is missing (B, 40), and its variance (B, 40).
+
+        Args:
+            world: (B, J, 3, 3) rotations of the joints.
+            maps: (B, 20, H W) logits. centres: (H W, 2) of their cells.
+            context: half crops about the body's keypoint within which a map is believed, or None.
+        """
+        plane = project(keypoints_of(body.joints), body.scale)  # (B, 20, 3)
+        near: torch.Tensor | float = 0.0
+        if context is not None:
+            apart = (centres - plane[:, :, None, :2].detach()).square().sum(-1)  # (B, 20, H W)
+            near = ((-apart / (2 * context**2)).exp() + ELSEWHERE).log()
+        xy = (SHARPNESS * maps + near).softmax(-1) @ centres
+        doubtful = (DOUBT * maps + near).softmax(-1)
+        mean = doubtful @ centres  # that it differs from xy is doubt, too
+        spread = (doubtful @ centres.square() - mean.square() + (mean - xy).square()).mean(-1)
+        noise = spread.clamp_min(1e-4) * (2 * self.log_noise).exp()
+        missing = (xy - plane[..., :2]).flatten(1).clamp(-2, 2)
+        with torch.no_grad():
+            rows = solve.derivative(world, body.joints, plane, body.scale)
+        return rows, missing, noise.repeat_interleave(2, 1)
+
+    def _edge(self, body: Estimate, world, inside):
+        """The same for the way of the rim's vertices to the edge, (B, V', ...)."""
+        verts = self._down(body.verts)
+        plane = project(verts, body.scale)
+        value, slope = edge_at(inside, plane)  # (B, V', 1), (B, V', 2) x right, y up
+        with torch.no_grad():
+            normals = self._down(vertex_normals(body.verts, self.smal.faces))
+            steep = slope.square().sum(-1, keepdim=True)
+            length = steep.sqrt().clamp_min(1e-6)
+            rim = torch.exp(-((normals[..., 2:] / RIM) ** 2)) * steep / (steep + SURE**2)
+            towards = (slope / length)[:, :, None]  # (B, V', 1, 2)
+            zoom = (towards @ plane[..., :2, None]).squeeze(-1)  # (B, V', 1)
+            rows = towards @ view_rows(plane, body.scale)  # (B, V', 1, 3)
+            rows = self.carried(rows, zoom, verts, body.joints, world)
+        damped = length / (steep + SURE**2) * (2 / inside.shape[2])  # half crops
+        way = (-value * damped).clamp(-FARTHEST, FARTHEST)
+        noise = (2 * self.log_edge).exp() / rim.clamp_min(1e-4)
+        return rows, way.squeeze(-1), noise.squeeze(-1)
