@@ -40,9 +40,9 @@ class BodySolve(nn.Module):
 
     Gauss-Newton steps on |x|^2 / prior + |seen - projected(x)|^2 / noise for turns of all joints
     about their own axes, moves of the body and betas x. Measured are the keypoints, and along the
-    outline's slope the way to its edge of the vertices on the body's rim. After the first round a heat
-    map is read near the body's keypoint, so that of two peaks the one that fits the others counts.
-    The widths of prior and noise are learned.
+    outline's slope the way to its edge of the vertices on the body's rim. From the second round on
+    a heat map is read near the body's keypoint, so that of two peaks the one that fits the others
+    counts. The widths of prior and noise are learned.
 
     Args:
         smal: the body.
