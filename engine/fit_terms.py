@@ -175,7 +175,8 @@ class Terms:
     def start_keypoints(self, estimate: Estimate, labels: Labels, start: Prediction) -> Tensor:
         """Distance from the keypoints of a network's answer, where few are labelled, weighted.
 
-        The further one lies outside the mask, the less it counts: it cannot be right.
+        Those of its coarse mesh: they follow the heat maps most. The further one lies outside the
+        mask, the less it counts: it cannot be right.
         """
         few = labels.keypoints[..., 2].sum(1) < self.settings.few_keypoints  # (N,)
         answer = start.coarse.keypoints_px.detach()  # (N, 20, 2)
@@ -196,5 +197,6 @@ def _whitened(prior: GaussianPrior, x: Tensor) -> Tensor:
 
 def _at(maps: Tensor, xy: Tensor) -> Tensor:
     """(N, K) values of maps (N, H, W) at xy (N, K, 2), right and down, in [-1, 1]."""
+    xy = xy.nan_to_num()  # of which the gradient would end the process on a CPU
     found = grid_sample(maps[:, None], xy[:, None], padding_mode="border", align_corners=False)
     return found[:, 0, 0]

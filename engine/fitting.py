@@ -58,7 +58,7 @@ def fit_images(
 
     Returns:
         A Prediction: coarse is the fitted body, refined has its vertices deformed. With a start, an
-        image without any label keeps the network's answer.
+        image without any label keeps the network's refined mesh, and its body as coarse.
 
     Raises:
         ValueError: the batch has neither keypoints nor masks.
@@ -85,7 +85,7 @@ def with_outlines(batch: dict, out: Prediction) -> dict:
 def _state(start: Prediction) -> State:
     body = start.body
     state = {"pose": body.pose, "betas": body.betas, "trans": body.trans}
-    state["log_focal"] = start.coarse.scale.log1p()
+    state["log_focal"] = start.coarse.scale.clamp_min(-0.95).log1p()
     if start.betas_logscale is not None:
         state["logscale"] = start.betas_logscale
     return {name: value.detach().clone() for name, value in state.items()}

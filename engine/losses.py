@@ -300,11 +300,27 @@ class Criterion(nn.Module):
         sums = distributed.total(outline_loss(out.outline, batch["mask"], batch["mask_weight"]))
         return sums[0] / sums[1].clamp_min(1)
 
-    def _shape(self, out: Prediction) -> torch.Tensor:
-        values = out.betas
-        if self.shape_prior.mean.shape[0] > values.shape[1] and out.betas_logscale is not None:
-            values = torch.cat([values, out.betas_logscale], 1)
+    def _shape(self, body: Answer, logscale) -> torch.Tensor:
+        values = body.betas
+        if self.shape_prior.mean.shape[0] > values.shape[1] and logscale is not None:
+            values = torch.cat([values, logscale], 1)
         return self.shape_prior(values, distributed.mean)
+
+    def _priors(self, out: Prediction) -> dict[str, Callable]:
+        """Of the coarse body, and added to that, of the body that the refiner posed anew."""
+        mean = distributed.mean
+        bodies = [out.own] if out.reposed is None else [out.own, out.reposed]
+
+        def total(prior: Callable) -> Callable:
+            return lambda: torch.stack([prior(body) for body in bodies]).sum()
+
+        return {
+            "betas_prior": total(lambda body: self._shape(body, out.betas_logscale)),
+            "pose_prior": total(lambda body: self.pose_prior(body.pose, mean)),
+            "pose_limit_prior": total(
+                lambda body: joint_limit_loss(body.pose, self.low, self.high, mean)
+            ),
+        }
 
     def _answer(self, answer: Answer, batch: dict) -> dict[str, Callable]:
         """The terms of a coarse answer: that of the networks, and before its Kalman steps."""
@@ -333,10 +349,8 @@ class Criterion(nn.Module):
             batch: samples of a data set, collated.
         """
         refined, mean = out.finest, distributed.mean
-        compute = self._answer(out.own, batch) | {
-            "betas_prior": lambda: self._shape(out),
-            "pose_prior": lambda: self.pose_prior(out.pose, mean),
-            "pose_limit_prior": lambda: joint_limit_loss(out.pose, self.low, self.high, mean),
+        compute = self._answer(out.own, batch) | self._priors(out)
+        compute |= {
             "kpts_refine": lambda: self._keypoints(refined, batch),
             "kpts_robust": lambda: self._robust_keypoints(refined, batch),
             "dice_refine": lambda: self._silhouette(refined, batch),
@@ -350,7 +364,7 @@ class Criterion(nn.Module):
                 aligned_error(refined.verts, batch["gt_verts"]), batch
             ),
         }
-        if out.before is not None:
+        if out.before is not None and out.before.pose.requires_grad:
             before = self._answer(out.before, batch)
             compute |= {f"before_{name}": term for name, term in before.items()}
         weights = self.weights.terms

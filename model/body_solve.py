@@ -139,7 +139,7 @@ class BodySolve(nn.Module):
             context: half crops about the body's keypoint within which a map is believed, or None.
         """
         plane = project(keypoints_of(body.joints), body.scale)  # (B, 20, 3)
-        near: torch.Tensor | float = 0.0
+        near = maps.new_zeros(1, 1, maps.shape[2])
         if context is not None:
             apart = (centres - plane[:, :, None, :2].detach()).square().sum(-1)  # (B, 20, H W)
             near = ((-apart / (2 * context**2)).exp() + ELSEWHERE).log()
@@ -147,7 +147,10 @@ class BodySolve(nn.Module):
         doubtful = (DOUBT * maps + near).softmax(-1)
         mean = doubtful @ centres  # that it differs from xy is doubt, too
         spread = (doubtful @ centres.square() - mean.square() + (mean - xy).square()).mean(-1)
-        noise = spread.clamp_min(1e-4) * (2 * self.log_noise).exp()
+        window = near.softmax(-1)  # no evidence: without it a flat map says nothing
+        width = (window @ centres.square() - (window @ centres).square()).mean(-1)
+        variance = 1 / (1 / spread.clamp_min(1e-4) - 1 / width).clamp_min(1e-5)
+        noise = variance * (2 * self.log_noise).exp()
         missing = (xy - plane[..., :2]).flatten(1).clamp(-2, 2)
         with torch.no_grad():
             rows = solve.derivative(world, body.joints, plane, body.scale)

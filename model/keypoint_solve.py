@@ -174,9 +174,7 @@ class KeypointSolve(nn.Module):
         turns, moves, shape = step.clamp(-LONGEST, LONGEST).split(sizes, 1)
         moves = not_too_near(moves, joints.detach())
         # a turn in space, before the joint's own rotation, as its parent sees it
-        turns = (self.carried.above(world).mT @ turns.unflatten(1, (-1, 3, 1))).squeeze(
-            -1
-        )  # (B, J, 3)
+        turns = self.carried.above(world).mT @ turns.unflatten(1, (-1, 3, 1))  # (B, J, 3, 1)
         pose = compose(turns.squeeze(-1), pose.unflatten(1, (-1, 3))).flatten(1)
         scale = (1 + scale) * moves[:, 3:].exp() - 1
         return scale, trans + moves[:, :3], pose, betas + shape

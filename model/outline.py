@@ -80,6 +80,7 @@ def edge_at(inside: torch.Tensor, plane: torch.Tensor) -> tuple[torch.Tensor, to
         plane: (B, V', 2 or more) x right, y up, in [-1, 1] inside the crop.
     """
     places = torch.stack([plane[..., 0], -plane[..., 1]], -1)[:, :, None]  # y down
+    places = places.nan_to_num()  # of which the gradient would end the process on a CPU
     seen = F.grid_sample(inside, places, padding_mode="border", align_corners=False)
     value, slope = seen.squeeze(3).mT.split([1, 2], 2)
     return value, slope
