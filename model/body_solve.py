@@ -22,14 +22,13 @@ from .keypoint_solve import (
     view_rows,
     world_rotations,
 )
-from .outline import RIM, SHARP, SURE, edge_at, slopes
+from .outline import FARTHEST, RIM, SHARP, SURE, edge_at, slopes
 from .outputs import Answer, Estimate, Prediction
 
 # A round a number: half crops about the body's keypoint within which its map is believed.
 ROUNDS = (None, 0.3, 0.2, 0.15, 0.1)
 ELSEWHERE = 0.005  # and how much it is believed outside
 DOUBT = 2.0  # sharpness of the softmax that gives the variance
-FARTHEST = 0.15  # way to the edge, half crops
 # standard deviations at first: turns about a joint's own axes, moves, betas, factors of the noise
 START = {"turns": (0.1, 0.3, 0.12), "moves": (0.1, 0.1, 5.0), "betas": 0.9, "noise": 0.5}
 EDGE = 0.05  # and of the outline's edge, half crops

@@ -16,7 +16,7 @@ BLURS = (1, 5, 13)  # cells of stride 4; widths of the averages in which a verte
 SHARP = 5  # of them, that in which the outline's edge is looked for
 SURE = 0.125  # slope of the outline, a cell, from which on its edge is near
 RIM = 0.35  # cosine of normal and line of sight within which a vertex is on the body's outline
-LONGEST = 0.15  # way to the edge, half crops
+FARTHEST = 0.15  # way to the edge, half crops
 SMOOTHING = (2, 6)  # means over neighbours, of the ways to the edge
 STEPS = len(SMOOTHING)
 TOLD = 4 * len(BLURS) + 11 + 3 * STEPS  # numbers a vertex
@@ -158,7 +158,7 @@ class VertexOutline(nn.Module):
                 steep = x.square() + y.square()
                 way = -value / (steep + SURE**2)  # damped Newton's step
                 way = torch.cat([way * x / cells[0], way * y / cells[1]], 2)  # in half crops
-                way = way * (LONGEST / way.norm(dim=2, keepdim=True).clamp_min(LONGEST))
+                way = way * (FARTHEST / way.norm(dim=2, keepdim=True).clamp_min(FARTHEST))
                 way = (way[..., :1] * by_x + way[..., 1:] * by_y) / (size * stretch.clamp_min(1e-2))
                 sure = rim * steep / (steep + SURE**2)
                 values.append(sure)
