@@ -117,6 +117,6 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
 
 def paint_layers(paint, layers: list[Layer], scores) -> None:
     """Paints layers over colours (N, 3), in place; scores: (N, layers) at the same places."""
-    for layer, score in zip(layers, scores.T, strict=True):
+    for layer, score in zip(layers, np.ascontiguousarray(scores.T), strict=True):
         there = np.flatnonzero(score > -layer.soft)
         paint[there] = mix(paint[there], layer.colour, step(score[there], layer.soft))

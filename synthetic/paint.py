@@ -131,13 +131,18 @@ def paint_thing(rng, image, polygon, light_from) -> np.ndarray:
     cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     where = mask.astype(np.float32) / 255
     low, high = polygon.min(0), np.maximum(polygon.max(0), polygon.min(0) + 1)
-    x = (np.arange(width, dtype=np.float32) - low[0]) / (high[0] - low[0]) - 0.5
-    y = (np.arange(height, dtype=np.float32) - low[1]) / (high[1] - low[1]) - 0.5
+    left, top = np.clip(low - 3, 0, (width, height)).astype(int)  # smooth edges are wider
+    right, bottom = np.clip(high + 4, 0, (width, height)).astype(int)
+    window = np.s_[top:bottom, left:right]
+    x = (np.arange(left, right, dtype=np.float32) - low[0]) / (high[0] - low[0]) - 0.5
+    y = (np.arange(top, bottom, dtype=np.float32) - low[1]) / (high[1] - low[1]) - 0.5
     shade = 1 - rng.uniform(0.1, 0.6) * y[:, None] - rng.uniform(0.1, 0.5) * light_from * x[None]
-    texture = rng.uniform(0.03, 0.18) * noise(rng, height, width, rng.uniform(4, 40), 2)
+    strength = rng.uniform(0.03, 0.18)
+    texture = strength * noise(rng, height, width, rng.uniform(4, 40), 2)[window]
     furry = rng.random() < 0.35
     base = fur_colour(rng) if furry else random_colour(rng, (0.08,) * 3, (0.9,) * 3, 0.9)
-    image += where[..., None] * (base * np.clip(shade + texture, 0.2, 1.5)[..., None] - image)
+    part, shown = image[window], base * np.clip(shade + texture, 0.2, 1.5)[..., None]
+    part += where[window][..., None] * (shown - part)
     return where
 
 

@@ -15,7 +15,7 @@ from .animal import Animal, Studio
 from .coat import draw_coat, paint_layers
 from .colours import mix
 from .paint import paint_background, paint_front
-from .surface import vertex_normals
+from .surface import on_faces, unit, vertex_normals
 
 SUPERSAMPLE = 2
 HIDDEN_BEHIND = 0.29  # a joint so far behind the nearest hair (body units) is hidden by the animal
@@ -102,8 +102,8 @@ def _paint_coat(rng, studio, normals, corner, weight):
     base, layers = draw_coat(rng, studio)
     scores = np.stack([layer.score for layer in layers], 1)
     fields = np.concatenate([normals, scores], 1).astype(np.float32)
-    at = sum(fields[corner[:, k]] * weight[:, k, None] for k in range(3))  # (N, 3 + layers)
-    normal = at[:, :3] / np.maximum(np.linalg.norm(at[:, :3], axis=1, keepdims=True), 1e-6)
+    at = on_faces(fields, corner, weight)  # (N, 3 + layers)
+    normal = unit(at[:, :3])
     paint = np.tile(base.astype(np.float32), (len(corner), 1))
     paint_layers(paint, layers, at[:, 3:])
     return paint, normal
@@ -135,27 +135,29 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     plane = torch.from_numpy(photo_plane(xy - low, depth, w, h))[None]
     fragments = rasterize(plane, studio.smal.faces, (h * s, w * s))
     face, bary = fragments.face[0].numpy(), fragments.bary[0].numpy()
-    row, column = np.nonzero(face >= 0)
-    if not len(row):
+    seen = np.flatnonzero(face >= 0)  # (N,) samples
+    if not len(seen):
         return rgb, alpha, nearest
     normals = vertex_normals(animal.verts, studio.faces)
-    corner, weight = studio.faces[face[row, column]], bary[row, column]  # (N, 3) each
+    corner, weight = studio.faces[face.ravel()[seen]], bary.reshape(-1, 3)[seen]  # (N, 3) each
     paint, normal = _paint_coat(rng, studio, normals, corner, weight)
     hair = rng.standard_normal((h * s, w * s), dtype=np.float32)
-    hair = cv2.blur(hair, (1, 5) if rng.random() < 0.7 else (4, 2))[row, column]
+    hair = cv2.blur(hair, (1, 5) if rng.random() < 0.7 else (4, 2)).ravel()[seen]
     paint = np.clip(paint * (1 + rng.uniform(0.05, 0.25) * hair[:, None]), 0, 1)
     edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin
     lit = paint * light.on(normal, animal.up.astype(np.float32))
     lit = lit + rng.uniform(0, 0.12) * edge * light.sky
 
-    pixel = row // s * w + column // s
+    pixel = seen // (w * s) // s * w + seen % (w * s) // s
     count = np.bincount(pixel, minlength=h * w).astype(np.float32)
     sums = np.stack([np.bincount(pixel, lit[:, k], h * w) for k in range(3)], 1)
     window = np.s_[low[1] : high[1], low[0] : high[0]]
     rgb[window] = (sums / np.maximum(count, 1)[:, None]).reshape(h, w, 3)
     alpha[window] = count.reshape(h, w) / s**2
     z = np.where(face >= 0, fragments.depth[0].numpy(), np.inf)
-    nearest[window] = np.minimum.reduce([z[i::s, j::s] for i in range(s) for j in range(s)])
+    for i in range(s):
+        for j in range(s):
+            np.minimum(nearest[window], z[i::s, j::s], nearest[window])
     return rgb, alpha, nearest
 
 

@@ -28,7 +28,7 @@ class PoseDraft:
 
     def n(self, spread):
         """Normal about 0, clipped at 2.5 standard deviations."""
-        return spread * np.clip(self.rng.standard_normal(), -2.5, 2.5)
+        return spread * min(max(self.rng.standard_normal(), -2.5), 2.5)
 
     def leg(self, chain, angles, outwards=0.0, turn=0.0):
         """Bends a leg: four angles about y down the chain; spreads it and twists it outwards."""

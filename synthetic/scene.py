@@ -18,7 +18,7 @@ from .light import draw_light, self_shadow
 from .paint import paint_background
 from .photograph import Frame, Light, label, photo_plane, project_to_crop, render_shadow
 from .props import draw_clothes, paint_before
-from .surface import vertex_normals
+from .surface import on_faces, unit, vertex_normals
 from .wide import draw_wide
 
 SUPERSAMPLE = 2
@@ -145,8 +145,8 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     corner = studio.faces[face[sample_row, sample_column]]  # (N, 3)
     weight = fragments.bary[0].numpy()[sample_row, sample_column]  # (N, 3)
     fields = _fields(studio, animal, light, layers)
-    at = sum(fields[corner[:, k]] * weight[:, k, None] for k in range(3))  # (N, 8 + layers)
-    normal = at[:, :3] / np.maximum(np.linalg.norm(at[:, :3], axis=1, keepdims=True), 1e-6)
+    at = on_faces(fields, corner, weight)  # (N, 8 + layers)
+    normal = unit(at[:, :3])
     at[:, 3:5] *= np.float32(zoom * rng.uniform(0.6, 1.3))  # pixels
     paint, dressed = _colours(rng, studio, animal, at, layers, base, tile)
     lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, 6]

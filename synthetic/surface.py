@@ -240,6 +240,27 @@ def vertex_normals(verts, faces, order="C") -> np.ndarray:
     return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
 
 
+def on_faces(values, corner, weight) -> np.ndarray:
+    """Values at places on faces, between those of the corners.
+
+    Args:
+        values: (V, C) float32, of the vertices.
+        corner: (N, 3) vertices of each place's face.
+        weight: (N, 3) float32 barycentric coordinates.
+
+    Returns:
+        (N, C).
+    """
+    ends, shape = np.arange(0, corner.size + 1, 3), (len(corner), len(values))
+    return scipy.sparse.csr_matrix((weight.ravel(), corner.ravel(), ends), shape) @ values
+
+
+def unit(vectors) -> np.ndarray:
+    """Vectors (N, 3) of length 1."""
+    x, y, z = vectors.T
+    return vectors / np.maximum(np.sqrt(x * x + y * y + z * z), 1e-6)[:, None]
+
+
 def build_mesh() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The template's mesh.
 
