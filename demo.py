@@ -81,14 +81,12 @@ def main(argv=None) -> int:
                 continue
             animals = animals or [whole(photograph.image)]
             tasks = tasks_of(photograph, animals, config.img_res, taken)
-            pairs = zip(tasks, animals, strict=True)
-            unmasked += [task.name for task, animal in pairs if animal.mask is None]
             batch += tasks
             while len(batch) >= args.batch_size:
-                predict(batch[: args.batch_size], predictor, gallery)
+                unmasked += predict(batch[: args.batch_size], predictor, gallery)
                 batch = batch[args.batch_size :]
         if batch:
-            predict(batch, predictor, gallery)
+            unmasked += predict(batch, predictor, gallery)
         for name, path in tqdm(videos, desc="videos"):
             try:
                 masked = predict_video(name, path, args, predictor, gallery, detector)
@@ -98,8 +96,9 @@ def main(argv=None) -> int:
     finally:  # what is done can be seen, whatever stopped the rest
         gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
     print(f"{len(gallery.images)} results are in {args.output_dir}: open index.html.")
-    if args.refine and unmasked and not config.outline:
-        print(f"not refined, since no mask is known: {', '.join(unmasked)}", file=sys.stderr)
+    if args.refine and unmasked:
+        reason = "no mask is known" + " and the network sees no outline" * config.outline
+        print(f"not refined, since {reason}: {', '.join(unmasked)}", file=sys.stderr)
     for fault in failed:
         print(f"not done: {fault}", file=sys.stderr)
     return 1 if failed else 0
@@ -144,11 +143,13 @@ def tasks_of(
     return tasks
 
 
-def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery) -> None:
-    """Predicts a batch and writes its results."""
-    _, out = predictor([task.sample for task in tasks])
+def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery) -> list[str]:
+    """Predicts a batch and writes its results; returns the names of those without a mask."""
+    batch, out = predictor([task.sample for task in tasks])
     for i, task in enumerate(tasks):
         gallery.add(task, out, i)
+    masked = batch["has_mask"].tolist()
+    return [task.name for task, known in zip(tasks, masked, strict=True) if not known]
 
 
 def predict_video(
@@ -157,7 +158,7 @@ def predict_video(
     """Follows one animal through a video: boxes first, then parameters, then images.
 
     Returns:
-        Whether its mask is known in some frame.
+        Whether some frame has a mask.
     """
 
     def frames() -> Iterator[np.ndarray]:
@@ -173,10 +174,13 @@ def predict_video(
     parts: list = []
     crops: list = []
     samples: list[dict] = []
+    masked = False
     for image, animal in zip(frames(), animals, strict=True):
         samples.append(sample_of(image, unpacked(animal), predictor.img_res, name))
         if len(samples) == args.batch_size or len(crops) + len(samples) == len(animals):
-            parts.append(without_features(predictor(samples)[1]))
+            batch, prediction = predictor(samples)
+            masked = masked or bool(batch["has_mask"].any())
+            parts.append(without_features(prediction))
             for sample in samples:
                 center, side = sample["center"].tolist(), 200 * float(sample["scale"])
                 crops.append((tuple(center), side))
@@ -184,7 +188,7 @@ def predict_video(
     out = smooth_prediction(parts, predictor.model.smal)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
     gallery.add_video(name, frames(), out, crops, rate)
-    return any(animal.mask is not None for animal in animals)
+    return masked
 
 
 def body_folder(args) -> Path:

@@ -71,14 +71,17 @@ def fit_images(
 
 
 def with_outlines(batch: dict, out: Prediction) -> dict:
-    """The batch, with the outline that the network sees as the mask of images that have none."""
+    """The batch, with the outline that the network sees as the mask of images that have none.
+
+    Where it sees nothing the image stays without one.
+    """
     if out.outline is None:
         return batch
     seen = interpolate(out.outline[:, None], (CROP, CROP), mode="bilinear")[:, 0] > 0
     known = batch["has_mask"][:, None, None]
     mask = torch.where(known, batch["mask"], seen.to(batch["mask"].dtype))
     weight = torch.where(known, batch["mask_weight"], 1)
-    has_mask = torch.ones_like(batch["has_mask"])
+    has_mask = batch["has_mask"] | seen.flatten(1).any(1)
     return batch | {"mask": mask, "mask_weight": weight, "has_mask": has_mask}
 
 

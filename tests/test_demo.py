@@ -118,12 +118,13 @@ def _outside(places, mask):
     return 1 - mask[row[inside], column[inside]].astype(bool).sum() / len(places)
 
 
-def test_refine_fits_the_mask(runs, data, dog, tmp_path):
+def test_refine_fits_the_mask(runs, data, dog, tmp_path, capsys):
     """With a mask beside the photograph, --refine at least halves what lies outside it.
 
     The mask is the outline of the network's own answer, thinner and moved.
     """
-    assert demo.main(_arguments(runs, data, tmp_path / "alone", dog)) == 0
+    assert demo.main(_arguments(runs, data, tmp_path / "alone", dog, "--refine")) == 0
+    assert "not refined, since no mask is known: dog\n" in capsys.readouterr().err
     places = _mesh_in_photograph(tmp_path / "alone" / "dog_estimate.npz")
     faces = SMAL(data / "smal").faces.numpy()
     drawn = np.zeros((240, 320), np.uint8)
@@ -133,6 +134,7 @@ def test_refine_fits_the_mask(runs, data, dog, tmp_path):
     mask = cv2.warpAffine(mask, np.array([[1, 0, 8], [0, 1, 5.0]]), (320, 240))
     cv2.imwrite(str(dog.with_name("dog_mask.png")), mask)
     assert demo.main(_arguments(runs, data, tmp_path / "fitted", dog, "--refine")) == 0
+    assert "not refined" not in capsys.readouterr().err
     fitted = _mesh_in_photograph(tmp_path / "fitted" / "dog_estimate.npz")
     before, after = (_outside(p, mask) for p in (places, fitted))
     assert before > 0.1 and after < before / 2

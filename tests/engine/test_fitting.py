@@ -139,6 +139,7 @@ def test_an_outline_is_the_mask_of_images_that_have_none(
     whole = start.outline.clone()
     start.outline[0] = -8
     empty = with_outlines(given | {"has_mask": torch.tensor([False, False])}, start)
+    assert empty["has_mask"].tolist() == [False, True]
     assert Labels.of({"mask": empty["mask"]}).known.tolist() == [0, 1]  # the first keeps its answer
     start.outline = whole
     monkeypatch.setattr(build, "REFINEMENT", REFINE)
