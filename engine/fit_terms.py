@@ -43,7 +43,7 @@ class FitSettings:
     w_outside: float = 2.0
     w_pose: float = 0.02
     w_limits: float = 3.0
-    w_betas: float = 0.05
+    w_betas: float = 0.1
     betas_floor: float = 0.1  # added to the family's variances, which come from few animals
     w_logscale: float = 0.2
     logscale_std: float = 0.2

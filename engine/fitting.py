@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from model.outputs import Estimate, ImageFeatures, Prediction
-from smal_model import NUM_LOGSCALES, SMAL
+from smal_model import NUM_BETAS, NUM_LOGSCALES, SMAL
 from smal_model.lbs import rodrigues
 from smal_model.mesh import SparseMap, adjacency, vertex_normals
 from smal_model.priors import GaussianPrior
@@ -175,13 +175,17 @@ def _headings(terms: Terms, labels: Labels) -> State:
 def _fit_body(terms: Terms, state: State, labels: Labels, start: Prediction | None) -> State:
     """Pose, shape, position and camera, to all labels."""
     s = terms.settings
+    *_, across, struts = _prepared(terms.smal, s)
+    directions = terms.smal.shapedirs[:NUM_BETAS]
 
     def loss(progress: float) -> Tensor:
         estimate = terms.estimate(state)
         sigma = _between(*s.body_sigma, progress)
+        shaped = (state["betas"] @ directions).unflatten(1, (-1, 3))  # (B, V, 3) less the template
         total = s.w_keypoints * terms.keypoints(estimate, labels) + terms.priors(state)
         total = total + s.w_silhouette * terms.silhouette(estimate, labels, s.body_size, sigma)
         total = total + s.w_outside * terms.outside(estimate, labels)
+        total = total + _thinness(struts + across(shaped), s)
         if start is not None:
             total = total + terms.departure(state, labels, start)
             total = total + terms.start_keypoints(estimate, labels, start)
@@ -194,10 +198,7 @@ def _fit_body(terms: Terms, state: State, labels: Labels, start: Prediction | No
 def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None) -> Prediction:
     """Offsets of the vertices in the rest pose, to all labels."""
     s = terms.settings
-    cached = _MODES.setdefault(terms.smal, {})
-    if s.modes not in cached or cached[s.modes][0].device != labels.mask.device:
-        cached[s.modes] = *_smooth_modes(terms.smal, s), *_struts(terms.smal)
-    modes, stretch, across, struts = cached[s.modes]
+    modes, stretch, across, struts = _prepared(terms.smal, s)
     weights = modes.new_zeros(len(labels.mask), modes.shape[1], 3)
     kept: Tensor | float = 0.0  # a network's offsets, where there is nothing to fit to
     if start is not None and start.del_v is not None:
@@ -212,14 +213,13 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
         sigma = _between(*s.deform_sigma, progress)
         squared = stretch(moved).pow(2).sum(-1)  # (B, E)
         over = (squared - s.free_stretch**2).clamp_min(0)
-        thin = (s.free_thickness - (struts + across(moved)).norm(dim=-1)).clamp_min(0)  # (B, S)
         total = s.w_keypoints_deform * terms.keypoints(estimate, labels)
         total = total + s.w_silhouette * terms.silhouette(estimate, labels, s.deform_size, sigma)
         total = total + s.w_outside * terms.outside(estimate, labels)
         if start is not None:
             total = total + terms.start_keypoints(estimate, labels, start)
         total = total + s.w_stretch * squared.mean(1) + s.w_overstretch * over.pow(2).mean(1)
-        total = total + s.w_thin * thin.pow(2).sum(1) / max(1, thin.shape[1])
+        total = total + _thinness(struts + across(moved), s)
         return labels.known * total
 
     _descend([weights], [s.deform_rate], s.deform_steps, loss, uniform=True)
@@ -237,7 +237,21 @@ def _deform(terms: Terms, state: State, labels: Labels, start: Prediction | None
         )
 
 
+def _thinness(lines: Tensor, settings: FitSettings) -> Tensor:
+    """(B,) how much thinner parts have become than is free, weighted; lines (B, S, 3)."""
+    thin = (settings.free_thickness - lines.norm(dim=-1)).clamp_min(0)
+    return settings.w_thin * thin.pow(2).sum(1) / max(1, thin.shape[1])
+
+
 _MODES: WeakKeyDictionary[SMAL, dict] = WeakKeyDictionary()  # of each body, by their number
+
+
+def _prepared(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap, SparseMap, Tensor]:
+    """Of `_smooth_modes` and `_struts`, made once for a body."""
+    cached, device = _MODES.setdefault(smal, {}), smal.template.device
+    if settings.modes not in cached or cached[settings.modes][0].device != device:
+        cached[settings.modes] = *_smooth_modes(smal, settings), *_struts(smal)
+    return cached[settings.modes]
 
 
 def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]:

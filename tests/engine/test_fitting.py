@@ -214,6 +214,24 @@ def test_a_leg_that_the_mask_lacks_is_not_folded_into_a_blade(body, truth, batch
     assert least[0] < 0.4 and least[1] > 0.6
 
 
+def test_the_shape_of_a_body_whose_legs_the_mask_lacks_keeps_them(body, truth, batch):
+    """Legs in water: the thinner the shape makes them, the less of them is outside the mask."""
+    smal, prior = body
+    across, lines = _struts(smal)
+    keypoints, mask = batch["keypoints"][:1].clone(), batch["mask"][:1].clone()
+    keypoints[:, :12, 2] = 0  # of the legs
+    rows = mask.sum(2).nonzero()[:, 1]
+    mask[:, int(rows.max()) - 45 :] = 0
+    given = {"keypoints": keypoints, "mask": mask, "border_mask": torch.ones_like(mask)}
+    least = []
+    for weight in (0.0, QUICK.w_thin):
+        settings = replace(QUICK, body_steps=100, deform_steps=0, w_betas=0.02, w_thin=weight)
+        betas = fit_images(smal, prior, given, settings).betas
+        shaped = (betas @ smal.shapedirs[:20]).view(1, -1, 3)
+        least.append((lines + across(shaped)).norm(dim=-1).min())
+    assert least[0] < 0.65 and least[1] > 0.7
+
+
 def test_image_without_labels_keeps_the_answer(body, truth, batch):
     smal, prior = body
     start = perturbed(smal, truth)
