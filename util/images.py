@@ -10,6 +10,8 @@ from .files import atomic_write
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # red green blue, of images in [0, 1]
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+# 0.4 times the size that is usual with OpenCV, in 1.3 times the time
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
 
 
 def normalize(image: np.ndarray, gain: tuple[float, float, float] | None = None) -> torch.Tensor:
@@ -47,6 +49,6 @@ def check_image(image: np.ndarray) -> None:
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """Writes an image whole."""
     check_image(image)
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), PNG)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
