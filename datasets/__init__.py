@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from util.camera import CROP
 from util.errors import InputError
 
 from .animal_pose import AnimalPose
@@ -81,31 +82,26 @@ class TrainingSets(NamedTuple):
 def train_val(
     name: str,
     data_dir: str | Path,
-    augment: bool = False,
-    flip: bool = False,
-    strong: bool = False,
-    ground_truth: bool = False,
-    fits: Fits | None = None,
+    img_res: int = CROP,
+    seed: int = 0,
     validation_only: bool = False,
-    **options,
+    **changes,
 ) -> TrainingSets:
     """Opens the training set and the validation set.
 
     Where a data set has no validation split, every tenth training image is kept for validation.
 
     Args:
-        name, data_dir, options: see `build_dataset`.
-        augment, flip, strong, ground_truth, fits: of the training images; validation images are
-            never changed.
+        name, data_dir, img_res, seed: see `build_dataset`.
         validation_only: leaves `train` None where a validation split makes it needless.
+        changes: augment, flip, strong, ground_truth and fits, of the training images alone.
     """
+    common = {"img_res": img_res, "seed": seed}
     own_val = has_split(name, data_dir, "val")
-    val = build_dataset(name, data_dir, "val", **options) if own_val else None
+    val = build_dataset(name, data_dir, "val", **common) if own_val else None
     if val and validation_only:
         return TrainingSets(None, val, val.excluded, held_out=False)
-    changes = {"augment": augment, "flip": flip, "strong": strong}
-    labels = {"ground_truth": ground_truth, "fits": fits}
-    train = build_dataset(name, data_dir, "train", **changes, **labels, **options)
+    train = build_dataset(name, data_dir, "train", **common, **changes)
     if val:
         return TrainingSets(train, val, train.excluded + val.excluded, held_out=False)
     if len(train) < 3:
