@@ -35,7 +35,7 @@ from util.files import write_json
 WEIGHTS = LossWeights(pose_limit_prior=5000, dice=1000, dice_refine=100, kpts_refine=1, arap=1e4)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     add("--img_res", type=int, default=224)
     add("--json", type=Path, default=Path("logs/benchmark_scaling.json"), help="results")
     add("--body", type=Path, help=argparse.SUPPRESS)  # in the processes that are timed
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -69,6 +69,7 @@ def measure(args: argparse.Namespace) -> None:
         "image": torch.randn(size, 3, args.img_res, args.img_res, device=device),
         "mask": (torch.rand(size, CROP, CROP, device=device) > 0.5).float(),
         "keypoints": CROP * torch.rand(size, 20, 3, device=device),
+        "mask_weight": torch.ones(size, CROP, CROP, device=device),
         "has_mask": torch.ones(size, dtype=torch.bool, device=device),
         "has_keypoints": torch.ones(size, dtype=torch.bool, device=device),
     }

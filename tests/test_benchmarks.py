@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader, step
+from benchmarks import loader, scaling, step
 from datasets import build_dataset
 from datasets.transforms import draw_augmentation
 
@@ -65,3 +65,14 @@ def test_the_phases_of_a_step_make_it_up_and_the_twin_has_its_loss(data, tmp_pat
             assert {phase for phase, value in seconds.items() if value == 0} == absent
         assert row["first_loss"]["plain"] == pytest.approx(row["first_loss"]["ours"], rel=1e-3)
     assert "silhouettes" in capsys.readouterr().out
+
+
+def test_scaling_counts_the_images_of_all_processes(tmp_path):
+    path = tmp_path / "scaling.json"
+    options = "--processes 1 2 --backbone resnet18 --img_res 64 --batch_size 2 --steps 1".split()
+    scaling.main(scaling.parse_args([*options, "--json", str(path)]))
+    one, two = json.loads(path.read_text())["rows"]
+    assert 0 < one["gradient_bytes"] == two["gradient_bytes"] <= 4 * one["parameters"]
+    assert two["images_per_second"] == pytest.approx(4 / two["seconds"])
+    ratio = two["images_per_second"] / one["images_per_second"]
+    assert one["efficiency"] == 1 and two["efficiency"] == pytest.approx(ratio / 2)
