@@ -69,10 +69,9 @@ def test_the_phases_of_a_step_make_it_up_and_the_twin_has_its_loss(data, tmp_pat
 
 def test_scaling_counts_the_images_of_all_processes(tmp_path):
     path = tmp_path / "scaling.json"
-    options = "--processes 1 2 --backbone resnet18 --img_res 64 --batch_size 2 --steps 1".split()
+    options = "--processes 2 --backbone resnet18 --img_res 64 --batch_size 2 --steps 1".split()
     scaling.main(scaling.parse_args([*options, "--json", str(path)]))
-    one, two = json.loads(path.read_text())["rows"]
-    assert 0 < one["gradient_bytes"] == two["gradient_bytes"] <= 4 * one["parameters"]
-    assert two["images_per_second"] == pytest.approx(4 / two["seconds"])
-    ratio = two["images_per_second"] / one["images_per_second"]
-    assert one["efficiency"] == 1 and two["efficiency"] == pytest.approx(ratio / 2)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert 0 < row["gradient_bytes"] <= 4 * row["parameters"]
+    assert row["images_per_second"] == pytest.approx(4 / row["seconds"])
+    assert row["efficiency"] == 1  # of itself
