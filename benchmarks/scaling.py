@@ -47,7 +47,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--img_res", type=int, default=224)
     add("--json", type=Path, default=Path("logs/benchmark_scaling.json"), help="results")
     add("--body", type=Path, help=argparse.SUPPRESS)  # in the processes that are timed
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(*args.processes, args.batch_size, args.steps) < 1:
+        parser.error("--processes, --batch_size and --steps: expected 1 or more")
+    return args
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -69,6 +69,8 @@ def test_the_phases_of_a_step_make_it_up_and_the_twin_has_its_loss(data, tmp_pat
 
 def test_scaling_counts_the_images_of_all_processes(tmp_path):
     path = tmp_path / "scaling.json"
+    with pytest.raises(SystemExit):
+        scaling.parse_args(["--processes", "0"])
     options = "--processes 2 --backbone resnet18 --img_res 64 --batch_size 2 --steps 1".split()
     scaling.main(scaling.parse_args([*options, "--json", str(path)]))
     (row,) = json.loads(path.read_text())["rows"]
