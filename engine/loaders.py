@@ -1,5 +1,6 @@
 """Batches: their order, the loader, the way to the device."""
 
+import atexit
 import ctypes
 import multiprocessing.util
 import os
@@ -125,6 +126,13 @@ def _kill_stopped(pids: tuple[int, ...]) -> None:
                 break  # one is enough to end the run; a second would fall into its handling
 
 
+def _end(workers: list) -> None:
+    """Ends workers at exit: those of a loader that an exception keeps ignore being asked to."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would report them as a fault
+    for worker in workers:
+        worker.kill()
+
+
 class _Loader(DataLoader):
     """Kills workers that are stopped: while they hold a batch, torch waits without a limit."""
 
@@ -135,6 +143,7 @@ class _Loader(DataLoader):
         if self.num_workers and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
             self.workers = tuple(worker.pid for worker in iterator._workers)
             threading.Thread(target=_kill_stopped, args=(self.workers,), daemon=True).start()
+            atexit.register(_end, iterator._workers)
         return iterator
 
     def __del__(self):

@@ -30,18 +30,18 @@ from render.torch_reference import Size
 
 RECORD = 24  # per edge: origin x, y, direction x, y, length, inside; then weighted corner depths
 
-# Launch settings, chosen by reading the compiled code: they have not been timed on a device.
-TILE = 16  # rows and columns of a tile
+# Launch settings, the best of those timed on an H100 (docs/benchmarks.md).
+TILE = 8  # rows and columns of a tile
 FACES = 128  # per program of `_set_up` and `_fill`
 CHUNK = 32  # faces between two looks at whether a tile is opaque
-WINDOW = (8, 16)  # rows and columns of a face's pixels at a time, in the backward pass
+WINDOW = (8, 8)  # rows and columns of a face's pixels at a time, in the backward pass
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}
 OPTIONS = {  # coverage and faces are not fused, so that they equal the reference
     "_set_up": EXACT,
     "_fill": EXACT,
     "_cover": EXACT,
     "_nearest": EXACT,
-    "_soft_forward": {"num_warps": 4, "enable_fp_fusion": True},
+    "_soft_forward": {"num_warps": 1, "enable_fp_fusion": True},
     "_soft_backward": {"num_warps": 1, "enable_fp_fusion": True},
 }
 

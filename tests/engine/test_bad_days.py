@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import main
 from datasets.labelled import LabelledImages
 from engine import build, loaders, loop, losses
+from tests.conftest import ROOT
 from tests.engine.tiny import CHECKPOINT, at_step, content, train, train_apart
 from util.errors import InputError
 
@@ -177,6 +179,26 @@ def test_workers_ignore_the_group_s_signals_and_end_with_the_run(data, tmp_path,
     at_step(monkeypatch, 2, act)
     status, said = train_apart(data, tmp_path / "run", "--num_works", "2")
     assert status == 143 and content(tmp_path / "run")["step"] == 2, said
+
+
+FAULT = """
+import sys, torch
+from datasets import build_dataset
+from engine.loaders import make_loader
+def script():
+    dataset = build_dataset("stanford", sys.argv[1], "train", img_res=32)
+    for batch in make_loader(dataset, 2, 2, torch.device("cpu"), 0):
+        raise ZeroDivisionError("a fault of the script")
+script()
+"""
+
+
+def test_workers_end_with_a_script_that_stops_with_a_fault(data):
+    """Its traceback keeps the loader, whose workers ignore SIGTERM."""
+    command = [sys.executable, "-c", FAULT, str(data)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.endswith("a fault of the script"), done.stderr
 
 
 def _stop_while_loading(monkeypatch, split):

@@ -170,7 +170,7 @@ constants |= {"SOFT": True, "ROWS": cuda.WINDOW[0], "COLUMNS": cuda.WINDOW[1]}
 kinds |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(numbers, "fp32")
 aligned = [["tt.divisibility", 16]]
 # Numbers that are 1 and those that 16 divides are compiled in: as launched for a batch of 224 x 224
-# pixels (14 x 14 tiles), for one row of them, and for a shape without such numbers.
+# pixels (28 x 28 tiles), for one row of them, and for a shape without such numbers.
 launches = [{"height": 224, "width": 224}, {"height": 1, "tiles_down": 1, "width": 224}, {}]
 for name, options in cuda.OPTIONS.items():
     kernel = getattr(cuda, name)
