@@ -70,6 +70,7 @@ $(OUT)/stage2/.done: $(OUT)/stage1/.done
 
 $(OUT)/stage3/.done: $(OUT)/stage2/.done
 	$(REFINE) --batch_size 16 --lr 1e-5 --max_minutes 0.5 --w_pose_limit_prior 5000 --w_betas_prior 50 \
+		--freeze_backbone 3 --w_maps 300 --w_outline 1000 \
 		--resume $(OUT)/stage2/checkpoint.pth.tar --output_dir $(OUT)/stage3
 	touch $@
 
