@@ -139,6 +139,7 @@ def build_training_model(
             f"{checkpoint.path} holds a refiner, of stage 2 or 3: main.py trains stage 1, "
             "main_meshgraph.py the others"
         )
+    _tell_of_idle_maps(args, config)
     if checkpoint:
         model = load_network(config, param_dir(args), checkpoint)
     else:
@@ -150,6 +151,17 @@ def build_training_model(
     if args.freeze_bn:
         model.freeze_batch_norm()
     return model.to(device)
+
+
+def _tell_of_idle_maps(args: argparse.Namespace, config: NetworkConfig) -> None:
+    """A line for each map of the network that would only suffer from training."""
+    frozen = config.refiner is not None and args.freezecoarse
+    terms = [("--w_maps", config.keypoint_maps, args.w_maps)]
+    terms += [("--w_outline", config.outline, args.w_outline)]
+    for name, there, weight in terms:
+        if there and not weight and not frozen and distributed.is_main():
+            effect = "what this network finds in its maps gets worse while the rest learns"
+            print(f"{name} 0: {effect}; give it a weight.")
 
 
 def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both"):

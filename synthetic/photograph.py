@@ -157,7 +157,7 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     z = np.where(face >= 0, fragments.depth[0].numpy(), np.inf)
     for i in range(s):
         for j in range(s):
-            np.minimum(nearest[window], z[i::s, j::s], nearest[window])
+            np.minimum(nearest[window], z[i::s, j::s], out=nearest[window])
     return rgb, alpha, nearest
 
 

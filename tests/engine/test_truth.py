@@ -80,6 +80,16 @@ def test_the_frozen_maps_are_as_they_were(stage1, data, tmp_path):
     assert learning and not any(torch.equal(trained[k], other[k]) for k in learning)
 
 
+def test_maps_that_would_only_suffer_are_named(stage1, tmp_path, capsys):
+    """Where the network around them learns without --w_maps."""
+    run, folder = stage1
+    run = [*run[:-1], str(tmp_path), *SMALL[6:], "--nEpochs", "1", "--num_channels", "16"]
+    run += ["--local_feat", "--pretrained", str(folder / "checkpoint.pth.tar")]
+    for more, said in (([], True), (["--w_maps", "1"], False), (["--freezecoarse"], False)):
+        main_meshgraph.main([*run, *more])
+        assert ("--w_maps 0: " in capsys.readouterr().out) == said
+
+
 def test_the_refiner_learns_from_ground_truth_too(stage1, tmp_path):
     run, folder = stage1
     run = [*run[:-1], str(tmp_path), *SMALL[6:]]
