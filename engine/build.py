@@ -310,7 +310,9 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
         raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
     shuffled = make_loader(train, *load, args.seed, args.grad_accum)
-    return Loaders(shuffled, make_loader(val, *load), excluded)
+    in_order = make_loader(val, *load)
+    in_order.start_workers()
+    return Loaders(shuffled, in_order, excluded)
 
 
 def build_schedule(args: argparse.Namespace) -> Schedule:

@@ -146,6 +146,19 @@ class _Loader(DataLoader):
             atexit.register(_end, iterator._workers)
         return iterator
 
+    def start_workers(self) -> None:
+        """Starts the workers, which load nothing yet.
+
+        A fork copies the locks that other threads hold, with nobody to open them, and where batches
+        are pinned a thread is at work while another loader runs ahead.
+        """
+        if self.num_workers:
+            batches: Any = self.batch_sampler
+            held = batches[:]
+            batches.clear()
+            iter(self)
+            batches.extend(held)
+
     def __del__(self):
         """Lets stopped workers run, so that they end when asked to."""
         for pid in self.workers:
@@ -161,7 +174,7 @@ def make_loader(
     device: torch.device,
     shuffle_seed: int | None = None,
     parts: int = 1,
-) -> DataLoader:
+) -> _Loader:
     """A loader in the data set's order, or shuffled anew each epoch.
 
     Several processes share each shuffled batch. In the data set's order they take whole batches in

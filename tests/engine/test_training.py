@@ -8,6 +8,7 @@ import main_meshgraph
 import render
 from engine import build, losses
 from engine import loop as engine
+from engine.loaders import make_loader
 from engine.options import meshgraph_parser
 from model import CoarseModel, CoarseToFine, Estimate
 from smal_model import SMAL, MeshHierarchy, priors
@@ -169,6 +170,19 @@ def _train_images(few, *options):
         train.set_epoch(epoch)
         images.append(torch.stack([train[i]["image"] for i in range(len(train))]))
     return torch.stack(images)  # (epoch, image, 3, 32, 32)
+
+
+def test_workers_that_were_started_first_load_the_same(few):
+    args = meshgraph_parser().parse_args(["--data_dir", str(few)])
+    images = build.open_sets(args, img_res=32).train
+    first, later = (make_loader(images, 2, 2, torch.device("cpu")) for _ in range(2))
+    first.start_workers()
+    workers = first.workers
+    assert len(workers) == 2 and not later.workers and len(first) == len(later) == 3
+    for _ in range(2):
+        for a, b in zip(first, later, strict=True):
+            assert a["name"] == b["name"] and torch.equal(a["image"], b["image"])
+    assert first.workers == workers  # none was started anew
 
 
 def test_augmentation_is_on_unless_refused_and_mirrors_only_where_asked(few):
