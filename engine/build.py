@@ -154,14 +154,13 @@ def build_training_model(
 
 
 def _tell_of_idle_maps(args: argparse.Namespace, config: NetworkConfig) -> None:
-    """A line for each map of the network that would only suffer from training."""
+    """A line for each map of the network that no loss teaches while the rest learns."""
     frozen = config.refiner is not None and args.freezecoarse
-    terms = [("--w_maps", config.keypoint_maps, args.w_maps)]
-    terms += [("--w_outline", config.outline, args.w_outline)]
-    for name, there, weight in terms:
+    terms = [("--w_maps", "its heat maps", config.keypoint_maps, args.w_maps)]
+    terms += [("--w_outline", "its map of the outline", config.outline, args.w_outline)]
+    for name, what, there, weight in terms:
         if there and not weight and not frozen and distributed.is_main():
-            effect = "what this network finds in its maps gets worse while the rest learns"
-            print(f"{name} 0: {effect}; give it a weight.")
+            print(f"{name} 0: the network learns, {what} not; give it a weight.")
 
 
 def build_refiner(smal: SMAL, folder: Path, renderer: str, labels: str = "both"):

@@ -140,14 +140,15 @@ class _Loader(DataLoader):
 
     def _get_iterator(self):
         iterator: Any = super()._get_iterator()
+        if self.num_workers:
+            atexit.register(_end, iterator._workers)
         if self.num_workers and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
             self.workers = tuple(worker.pid for worker in iterator._workers)
             threading.Thread(target=_kill_stopped, args=(self.workers,), daemon=True).start()
-            atexit.register(_end, iterator._workers)
         return iterator
 
     def start_workers(self) -> None:
-        """Starts the workers, which load nothing yet.
+        """Starts the workers of a loader in the data set's order; they load nothing yet.
 
         A fork copies the locks that other threads hold, with nobody to open them, and where batches
         are pinned a thread is at work while another loader runs ahead.
