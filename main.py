@@ -45,6 +45,7 @@ def main(argv=None):
         build.build_schedule(args),
         build.build_average(args, model),
         args.grad_accum,
+        args.cuda_graph,
     )
 
     with resume.open_run(state, checkpoint, args, loaders) as run:

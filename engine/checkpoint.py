@@ -99,6 +99,7 @@ class TrainState:
     config: of the networks. stage: 1, 2 or 3. training: what steers learning, by option.
     grad_clip: largest norm of the gradient. schedule: of the learning rate.
     average: of the weights, or None. grad_accum: micro-batches of a step.
+    cuda_graph: record steps on a GPU (engine.cuda_graph).
     epoch, step: done so far. best_score: of the best epoch. resumed: it continues another's run.
     progress: in the epoch under way. skipped: steps in a row that were not finite. log: log.txt.
     """
@@ -112,6 +113,7 @@ class TrainState:
     schedule: Schedule = field(default_factory=Schedule)
     average: AveragedWeights | None = None
     grad_accum: int = 1
+    cuda_graph: bool = True
     epoch: int = 0
     step: int = 0
     best_score: float = -math.inf

@@ -24,6 +24,8 @@ from util.errors import InputError
 from util.memory import keep_freed_memory
 
 TIMEOUT = 50  # seconds without a batch after which the run ends
+SCORED = "border_mask", "inside"  # planes of a sample that scores alone read
+PLANES = "mask_weight", *SCORED  # of 0 and 1: bool on their way to the device
 STOPPED = 30  # seconds after which a stopped worker is killed
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
@@ -81,13 +83,25 @@ class EpochBatches(Sampler):
 
 
 class _Collate:
-    """default_collate, and of no samples a batch of none."""
+    """default_collate with fewer bytes: planes of 0 and 1 as bool, without those in `without`.
 
-    def __init__(self, dataset):
-        self.like = default_collate([dataset[0]])
+    Args:
+        dataset: gives what a batch of no samples looks like; None where there is none.
+        without: names of planes.
+    """
+
+    def __init__(self, dataset=None, without: tuple[str, ...] = ()):
+        self.without = without
+        self.like = {} if dataset is None else self([dataset[0]])
 
     def __call__(self, samples: list) -> dict:
-        return default_collate(samples) if samples else {k: v[:0] for k, v in self.like.items()}
+        if not samples:
+            return {name: values[:0] for name, values in self.like.items()}
+        return default_collate([self._smaller(sample) for sample in samples])
+
+    def _smaller(self, sample: dict) -> dict:
+        kept = {name: value for name, value in sample.items() if name not in self.without}
+        return kept | {name: kept[name].bool() for name in PLANES if name in kept}
 
 
 def _start_worker(_):
@@ -133,10 +147,19 @@ def _end(workers: list) -> None:
         worker.kill()
 
 
-class _Loader(DataLoader):
+class Loader(DataLoader):
     """Kills workers that are stopped: while they hold a batch, torch waits without a limit."""
 
     workers: tuple[int, ...] = ()
+    begun: Iterator | None = None
+
+    def begin(self) -> None:
+        """Lets the workers load what the next iteration gives; batches follow without a wait."""
+        self.begun = super().__iter__() if self.num_workers else None
+
+    def __iter__(self):
+        begun, self.begun = self.begun, None
+        return begun or super().__iter__()
 
     def _get_iterator(self):
         iterator: Any = super()._get_iterator()
@@ -175,7 +198,7 @@ def make_loader(
     device: torch.device,
     shuffle_seed: int | None = None,
     parts: int = 1,
-) -> _Loader:
+) -> Loader:
     """A loader in the data set's order, or shuffled anew each epoch.
 
     Several processes share each shuffled batch. In the data set's order they take whole batches in
@@ -193,15 +216,15 @@ def make_loader(
     num_workers = min(num_workers, cores, len(dataset))
     if num_workers:  # made here, the workers' sockets lie in it, and it goes with this process
         multiprocessing.util.get_temp_dir()
-    several, collate = distributed.world_size() > 1, None
+    several, collate = distributed.world_size() > 1, _Collate()
     if shuffle_seed is not None:
         batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed, parts)
-        collate = _Collate(dataset) if several else None
+        collate = _Collate(dataset if several else None, without=SCORED)
     else:
         positions = range(len(dataset))
         whole = [positions[i : i + batch_size] for i in positions[::batch_size]]
         batches = distributed.interleaved(whole)
-    return _Loader(
+    return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -257,11 +280,12 @@ def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    return {
+    """The batch with its tensors on `device`, as the data set's samples have them."""
+    moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
         for k, v in batch.items()
     }
+    return moved | {name: moved[name].float() for name in PLANES if name in moved}
 
 
 def without_failed(batch: dict) -> dict:

@@ -18,7 +18,8 @@ from util.errors import InputError, Interrupted
 from util.scores import Scores, nanmean
 
 from .checkpoint import EpochProgress, TrainState
-from .loaders import explained_faults, part_sizes, set_epoch, to_device
+from .cuda_graph import RecordedGradients
+from .loaders import Loader, explained_faults, part_sizes, set_epoch, to_device
 from .losses import Criterion, term_weights
 from .run_folder import RunFolder, SilentRun
 from .signals import Stop, deferred
@@ -131,9 +132,29 @@ class Hooks:
     on_skip: Callable[[dict, dict], None] = lambda batch, values: None
 
 
+def step_gradients(state: TrainState, criterion: Criterion) -> RecordedGradients:
+    """What leaves a batch's gradients in the parameters: recorded where that is possible.
+
+    Returns:
+        Takes a batch; gives the weighted terms, their sum `loss`, and the norm of the `gradient`.
+    """
+    step = distributed.data_parallel(Step(state.model, criterion))
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    device, parts = state.model.device, state.grad_accum
+
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        terms = add_gradients(step, batch, device, parts)
+        found = [p.grad for p in parameters if p.grad is not None]
+        return terms | {"gradient": nn.utils.get_total_norm(found)}
+
+    alone = distributed.world_size() == 1 and parts == 1
+    possible = device.type == "cuda" and alone and not torch.is_anomaly_enabled()
+    return RecordedGradients(compute, parameters, state.cuda_graph and possible)
+
+
 def train_epoch(
     state: TrainState,
-    step: nn.Module,
+    gradients: RecordedGradients,
     loader: DataLoader,
     description: str = "epoch",
     stop: Stop | None = None,
@@ -146,7 +167,7 @@ def train_epoch(
 
     Args:
         state: of the run, updated in place.
-        step: gives the terms of a batch (`Step`).
+        gradients: of a batch (`step_gradients`).
         loader: of the training images, set to the epoch and to the first batch.
         description: of the progress bar.
         stop: what signals asked for; all processes know after each step.
@@ -170,11 +191,14 @@ def train_epoch(
     for batch in bar:
         statistics.remember()
         optimizer.zero_grad(set_to_none=True)
-        terms = add_gradients(step, batch, model.device, state.grad_accum)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        # here a step waits for the device
-        numbers = torch.stack([*terms.values(), norm]).tolist()
-        values = dict(zip([*terms, "gradient"], numbers, strict=True))
+        terms = gradients(batch)
+        values = _numbers(terms)
+        if gradients.replayed and not all(map(math.isfinite, values.values())):
+            statistics.restore()  # a silhouette may have lacked room, as in a graph alone
+            optimizer.zero_grad(set_to_none=True)
+            terms = gradients.compute(batch)
+            values = _numbers(terms)
+        numbers = values.values()
         failed = list(filter(None, batch.get("failed", [])))
         own = [len(batch["image"]), len(failed), not all(map(math.isfinite, numbers))]
         elapsed, size, num_failed, spoilt = _agree(state, stop, own)
@@ -182,7 +206,7 @@ def train_epoch(
         state.step, done.steps = state.step + 1, done.steps + 1
         if not spoilt:
             if values.pop("gradient") > state.grad_clip:
-                nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, norm)
+                nn.utils.clip_grads_with_norm_(parameters, state.grad_clip, terms["gradient"])
             _update(state, rate)
             done.images, state.skipped = done.images + int(size), 0
             for name, value in values.items():
@@ -203,6 +227,11 @@ def train_epoch(
         if elapsed >= 1:
             break
     return {name: value / done.images for name, value in done.sums.items()}
+
+
+def _numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """What tensors () hold; here a step waits for the device."""
+    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True))
 
 
 def _update(state: TrainState, rate: float) -> None:
@@ -230,7 +259,7 @@ def _failures(failed: list[str]) -> str:
 def fit(
     state: TrainState,
     criterion: Criterion,
-    loader: DataLoader,
+    loader: Loader,
     validate: Callable[[], Scores],
     run: RunFolder | SilentRun,
     epochs: int,
@@ -254,7 +283,7 @@ def fit(
         Interrupted: by a signal; a checkpoint was saved.
     """
     interval = math.ceil(VALIDATION_STEPS / len(loader))  # epochs
-    step = distributed.data_parallel(Step(state.model, criterion))
+    gradients = step_gradients(state, criterion)
     size = len(loader.dataset)  # type: ignore[arg-type]
     if state.progress.dataset_size != size:  # of other images: the epoch begins again
         state.progress = EpochProgress(size)
@@ -278,8 +307,12 @@ def fit(
             description = f"epoch {epoch + 1}/{epochs}"
             last = epoch + 1 == epochs
             hooks = Hooks(on_step, run.skipped)
-            terms = train_epoch(state, step, loader, description, stop=stop, hooks=hooks, last=last)
+            given: dict = {"stop": stop, "hooks": hooks, "last": last}
+            terms = train_epoch(state, gradients, loader, description, **given)
             over = _agree(state, stop, [])[0] >= 1
+            if not (last or over):
+                set_epoch(loader, epoch + 1)
+                loader.begin()  # while the networks are validated
             scores = None
             if terms and (last or over or (epoch + 1) % interval == 0):
                 distributed.copy_buffers(state.scored)

@@ -84,7 +84,7 @@ class _Encoder(nn.Module):
             maps = self.resnet_conv(image)
             flat = self.enc_conv1(maps[-1]).flatten(1)  # (B, 18432) for ResNet-50 at 224
         flat = flat.float()
-        return self.enc_fc(flat), flat, [m.float() for m in maps]
+        return self.enc_fc(flat), flat, maps
 
 
 class _Head(nn.Module):
@@ -226,9 +226,9 @@ class CoarseModel(nn.Module):
         z, flat, maps = self.encoder(image, self.bf16 and torch.is_grad_enabled())
         keypoints = before = outline = None
         if self.has_maps:
-            keypoints = self.keypoint_maps(maps)
+            keypoints = self.keypoint_maps([m.float() for m in maps])
             if self.has_outline:
-                outline = self.outline_map(maps[0], keypoints.pyramid)
+                outline = self.outline_map(maps[0].float(), keypoints.pyramid)
             z = z + self.lift(keypoints.flat)
         heads = self.code_predictor
         scale = heads["scale_predictor"](z)  # (B, 1)
@@ -249,7 +249,7 @@ class CoarseModel(nn.Module):
                 joints = self.body_joints(betas, pose, trans, logscale)
                 scale, trans, pose, betas = self.solve(scale, trans, pose, betas, joints, keypoints)
         body = self.smal(betas, pose, trans, betas_logscale=logscale)
-        pooled = F.adaptive_avg_pool2d(maps[-1], 1).flatten(1)  # (B, C)
+        pooled = F.adaptive_avg_pool2d(maps[-1].float(), 1).flatten(1)  # (B, C)
         estimate = Estimate(body.verts, body.joints, scale)
         features = ImageFeatures(tuple(maps), pooled)
         return Prediction(

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from util.vertex_kernels import kernels_for
+
 
 class GraphLinear(nn.Module):
     """The same linear map at each vertex; published parameter names W (out, in) and b (out,)."""
@@ -30,7 +32,8 @@ class GraphConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 
     def forward(self, x, neighbours):
-        return neighbours(x @ self.weight) + self.bias
+        y = neighbours(x @ self.weight)
+        return y + self.bias.to(y.dtype)  # in bfloat16 where y is
 
 
 class VertexGroupNorm(nn.GroupNorm):
@@ -38,6 +41,12 @@ class VertexGroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int):
         super().__init__(channels // 8, channels)
+
+    def relu(self, x):
+        """The norm and ReLU."""
+        if kernels := kernels_for(x):
+            return kernels.norm_relu(x, self.weight, self.bias, self.eps)
+        return F.relu(self(x))
 
     def forward(self, x):
         # (B, V, C) seen as a channels-last picture (B, C, V, 1): no copy on a CPU.
@@ -62,7 +71,7 @@ class GraphResBlock(nn.Module):
         self.same = inputs == outputs
 
     def forward(self, x, neighbours):
-        y = self.lin1(F.relu(self.pre_norm(x)))
-        y = self.conv(F.relu(self.norm1(y)), neighbours)
-        y = self.lin2(F.relu(self.norm2(y)))
+        y = self.lin1(self.pre_norm.relu(x))
+        y = self.conv(self.norm1.relu(y), neighbours)
+        y = self.lin2(self.norm2.relu(y))
         return (x if self.same else self.skip_conv(x)) + y

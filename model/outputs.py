@@ -15,7 +15,7 @@ from .keypoint_maps import Keypoints
 class ImageFeatures:
     """What the backbone saw.
 
-    maps: the four feature maps, finest first, (B, C_i, H_i, W_i).
+    maps: the four feature maps, finest first, (B, C_i, H_i, W_i), of the backbone's type.
     pooled: (B, C) mean of the last map.
     """
 

@@ -1,6 +1,7 @@
 """Stage 2: the encoder-decoder graph network that moves each vertex (paper, section 3.3)."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -118,7 +119,7 @@ class Refiner(nn.Module):
             height, width = feature_map.shape[-2:]
             if (height, width) == finest:
                 sampled = F.grid_sample(
-                    feature_map, positions[:, :, None], align_corners=False
+                    feature_map.to(positions.dtype), positions[:, :, None], align_corners=False
                 )  # (B, C, V', 1), zeros outside
                 x = x + F.linear(sampled.squeeze(-1).transpose(1, 2), w)
                 continue
@@ -170,8 +171,9 @@ class Refiner(nn.Module):
                 x = torch.cat([h.up(x, level - 1), skips.pop()], -1)
 
         neighbours = partial(h.neighbours, level=self.levels[0])
-        block1, block2, norm, relu, out = self.shape
-        x = out(relu(norm(block2(block1(x, neighbours), neighbours))))  # (B, V', 3 or more)
+        layers: Any = self.shape
+        block1, block2, norm, _, out = layers
+        x = out(norm.relu(block2(block1(x, neighbours), neighbours)))  # (B, V', 3 or more)
         if told is not None:  # and how far each vertex follows the steps to the edge
             x = x[..., :3] + (told.steps @ (x[..., 3:, None] + 1 / STEPS)).squeeze(3)
         for level in reversed(range(self.levels[0])):

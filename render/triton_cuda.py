@@ -7,9 +7,10 @@
    needs no order, and a tile stops where all its pixels are opaque.
 4. `_soft_backward`: a program a face runs over its pixels and adds its gradient to its corners.
 
-The host waits for the device once a call, for the length of the lists, so a call cannot be
-captured in a CUDA graph. The lists take 4 bytes for each tile that a face reaches: giant faces near
-the camera reach all of them, so that memory and time grow with images x faces x tiles at worst.
+The host waits for the device once a call, for the length of the lists. These take 4 bytes for each
+tile that a face reaches: giant faces near the camera reach all of them, so that memory and time
+grow with images x faces x tiles at worst. While a CUDA graph is captured nothing can wait: soft
+silhouettes then take room for CAPTURED tiles a face, and are NaN at a replay that needs more.
 
 Order within a list and of the gradient's sums is not fixed: two soft silhouettes differ in the last
 bits (well below 1e-5), and `torch.use_deterministic_algorithms(True)` refuses them. Coverage and
@@ -34,6 +35,7 @@ RECORD = 24  # per edge: origin x, y, direction x, y, length, inside; then weigh
 TILE = 8  # rows and columns of a tile
 FACES = 128  # per program of `_set_up` and `_fill`
 CHUNK = 32  # faces between two looks at whether a tile is opaque
+CAPTURED = 32  # tiles a face has room for in a CUDA graph, in the mean of a batch; bodies need 6
 WINDOW = (8, 8)  # rows and columns of a face's pixels at a time, in the backward pass
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}
 OPTIONS = {  # coverage and faces are not fused, so that they equal the reference
@@ -78,6 +80,8 @@ class _SoftSilhouette(torch.autograd.Function):
                 arrays = lists.records, lists.starts, lists.entries, product
                 numbers = len(faces), *size, *lists.grid, limit, TILE, CHUNK, RECORD
                 _soft_forward[(lists.tiles,)](*arrays, *numbers, **OPTIONS["_soft_forward"])
+            if lists.overflow is not None:
+                product.masked_fill_(lists.overflow, math.nan)
         ctx.save_for_backward(verts, lists.faces, lists.records, lists.boxes, product)
         ctx.size, ctx.limit = size, limit
         return 1 - 1 / product
@@ -132,6 +136,7 @@ class _Lists:
     entries: (N,) int32, faces
     boxes: (B*F, 4) int32, first and end row, first and end column
     records: (B*F, RECORD), where `scale` is not 0
+    overflow: () bool, whether N is too small, in a CUDA graph; else None
     """
 
     def __init__(self, verts: Tensor, faces: Tensor, size: Size, reach: float, scale: float):
@@ -148,11 +153,17 @@ class _Lists:
             numbers = total, len(faces), verts.shape[1], *size, *self.grid, reach, scale
             constants = scale != 0, TILE, FACES, RECORD
             _set_up[programs](*arrays, *numbers, *constants, **OPTIONS["_set_up"])
-        self.starts = counts.cumsum(0) - counts
-        self.entries = torch.empty(int(self.starts[-1]), dtype=torch.int32, device=verts.device)
-        if len(self.entries):
+        self.starts, self.overflow = counts.cumsum(0) - counts, None
+        if scale and verts.is_cuda and torch.cuda.is_current_stream_capturing():
+            room = total * CAPTURED
+            self.overflow = self.starts[-1] > room
+            self.starts.clamp_(max=room)
+        else:
+            room = int(self.starts[-1])
+        self.entries = torch.empty(room, dtype=torch.int32, device=verts.device)
+        if room:
             lists = self.boxes, self.starts.clone(), self.entries
-            sizes = total, len(faces), *self.grid, TILE, FACES
+            sizes = room, total, len(faces), *self.grid, TILE, FACES
             _fill[programs](*lists, *sizes, **OPTIONS["_fill"])
         self.mesh = verts, self.faces, self.starts, self.entries
 
@@ -271,9 +282,9 @@ def _set_up(
             tl.atomic_add(counts + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=["room", "total"])
 def _fill(
-    boxes, cursors, entries, total, num_faces, tiles_down, tiles_across,
+    boxes, cursors, entries, room, total, num_faces, tiles_down, tiles_across,
     TILE: tl.constexpr, FACES: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)
@@ -291,6 +302,7 @@ def _fill(
             reached = (row < rows) & (column < columns)
             tile = (image * tiles_down + down + row) * tiles_across + across + column
             place = tl.atomic_add(cursors + tile, tl.full([FACES], 1, tl.int64), reached, "relaxed")
+            reached = reached & (place < room)
             tl.store(entries + place, (n - image * num_faces).to(tl.int32), mask=reached)
 
 

@@ -1,6 +1,7 @@
 """Meshes: adjacency, vertex normals, and constant sparse maps on their vertices."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -8,12 +9,23 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from util.vertex_kernels import kernels_for
+
+
+class Csr(NamedTuple):
+    """A sparse matrix: where its rows start, columns, values, and the shape (M, N)."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+    shape: tuple[int, int]
+
 
 class _SparseProduct(torch.autograd.Function):
     """y[b] = M x[b] for one sparse M; its transpose is given, not built at each backward pass."""
 
     @staticmethod
-    def forward(ctx, x, matrix, transpose):
+    def forward(ctx, x, matrix: Csr, transpose: Csr):
         ctx.transpose = transpose
         return _product(matrix, x)
 
@@ -22,13 +34,20 @@ class _SparseProduct(torch.autograd.Function):
         return _product(ctx.transpose, grad), None, None
 
 
-def _product(matrix, x):
+def _product(matrix: Csr, x):
+    if kernels := kernels_for(x):
+        return kernels.sparse_product(matrix[:3], matrix.shape[0], x)
     batch, rows, channels = x.shape
-    flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.dtype)  # (V, B*C)
+    flat = x.transpose(0, 1).reshape(rows, batch * channels).to(matrix.values.dtype)  # (V, B*C)
     with torch.autocast(
         x.device.type, enabled=False
     ):  # sparse products exist in float32 and float64
-        return (matrix @ flat).view(matrix.shape[0], batch, channels).transpose(0, 1).to(x.dtype)
+        product = _tensor(matrix) @ flat
+    return product.view(matrix.shape[0], batch, channels).transpose(0, 1).to(x.dtype)
+
+
+def _tensor(matrix: Csr) -> torch.Tensor:
+    return torch.sparse_csr_tensor(*matrix, check_invariants=False)
 
 
 class SparseMap(nn.Module):
@@ -53,12 +72,14 @@ class SparseMap(nn.Module):
                 self.register_buffer(name + part, torch.from_numpy(array), persistent=False)
         with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta
             warnings.simplefilter("ignore")
-            self._csr("")
+            _tensor(self._csr(""))
 
-    def _csr(self, name):
+    def _csr(self, name: str) -> Csr:
         shape = self.shape[::-1] if name else self.shape
-        parts = (getattr(self, name + part) for part in ("rows", "columns", "values"))
-        return torch.sparse_csr_tensor(*parts, shape, check_invariants=False)
+        rows, columns, values = (
+            getattr(self, name + part) for part in ("rows", "columns", "values")
+        )
+        return Csr(rows, columns, values, shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 3 or x.shape[1] != self.shape[1]:

@@ -6,6 +6,7 @@ of the trunk, elbows at half that height) and to keypoints of annotated photogra
 far apart as they are from the nose).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,11 +99,10 @@ BREEDS = {
 }  # fmt: skip
 
 
-def draw_breed(rng: np.random.Generator) -> tuple[str, Breed]:
-    """A breed, or now and then a cross of two under the first one's name."""
-    names = list(BREEDS)
-    name = names[rng.integers(len(names))]
-    first, second = BREEDS[name], BREEDS[names[rng.integers(len(names))]]
+def draw_breed(rng: np.random.Generator, names: Sequence[str] = tuple(BREEDS)) -> tuple[str, Breed]:
+    """One of these breeds, or now and then a cross of two under the first one's name."""
+    name = names[int(rng.integers(len(names)))]
+    first, second = BREEDS[name], BREEDS[names[int(rng.integers(len(names)))]]
     if rng.random() > 0.3:
         return name, first
     part = rng.uniform(0, 0.6)

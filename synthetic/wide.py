@@ -1,5 +1,7 @@
 """The animals of the wide preset: breeds, poses and views of real photographs."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -7,7 +9,7 @@ from smal_model import NUM_BETAS
 from util.camera import DISTANCE
 
 from .animal import TO_CAMERA, Draft, Studio
-from .breeds import Breed, draw_breed, draw_fur, draw_shape, rest_displacement
+from .breeds import BREEDS, Breed, draw_breed, draw_fur, draw_shape, rest_displacement
 from .motion import KINDS, TRUNK, draw_motion
 from .pose import pose_prior_moments
 from .shape import SHAPES, shape_families
@@ -39,6 +41,14 @@ def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
     return TO_CAMERA @ (view @ Rotation.from_euler("z", turned).as_matrix()), -turned
 
 
+def draw_front(rng, state: str | None) -> tuple[np.ndarray, float]:
+    """As `draw_view`, of the animal's front half alone, from its own height."""
+    turned = np.clip(rng.normal(0, 0.7), -1.5, 1.5)
+    raised = np.clip(rng.normal(0.16, 0.16), -0.12, 0.7)
+    view = Rotation.from_euler("y", raised) * Rotation.from_euler("z", turned)
+    return TO_CAMERA @ view.as_matrix(), -turned
+
+
 def draw_pose(rng, studio: Studio, shape, breed: Breed, kind: str, to_camera: float) -> np.ndarray:
     """(35, 3) axis-angles of a pose whose limbs stay outside the body; see `draw_motion`."""
     tries = []
@@ -54,12 +64,26 @@ def draw_pose(rng, studio: Studio, shape, breed: Breed, kind: str, to_camera: fl
     return min(tries, key=lambda t: t[0])[1]
 
 
-def draw_wide(rng: np.random.Generator, studio: Studio) -> Draft:
-    """A dog of the wide preset."""
-    name, breed = draw_breed(rng)
+def draw_wide(
+    rng: np.random.Generator,
+    studio: Studio,
+    view: Callable = draw_view,
+    kinds: dict[str, float] = KINDS,
+    breeds: Sequence[str] = tuple(BREEDS),
+) -> Draft:
+    """A dog of the wide preset.
+
+    Args:
+        rng: the random numbers.
+        studio: poses animals.
+        view: `draw_view` or one like it.
+        kinds: of poses, and how often each is drawn.
+        breeds: names.
+    """
+    name, breed = draw_breed(rng, breeds)
     shape, fur = draw_shape(rng, breed), draw_fur(rng, breed)
-    kind = rng.choice(list(KINDS), p=list(KINDS.values()))
-    world, to_camera = draw_view(rng, TRUNK.get(kind))
+    kind = rng.choice(list(kinds), p=list(kinds.values()))
+    world, to_camera = view(rng, TRUNK.get(kind))
     angles = draw_pose(rng, studio, shape, breed, kind, to_camera)
     turn = world @ Rotation.from_rotvec(angles[0]).as_matrix()
     angles[0] = Rotation.from_matrix(turn).as_rotvec()
