@@ -15,6 +15,7 @@ from render import coverage
 from smal_model import SMAL, joints, priors
 from synthetic import breeds, fur, motion, props, wide
 from synthetic.animal import TO_CAMERA, Studio
+from synthetic.presets import PRESETS
 from synthetic.skeleton import LEGS
 from synthetic.surface import vertex_normals
 from synthetic.writer import SETTINGS_FILE, main, make_data, write_images
@@ -42,6 +43,35 @@ def studio(data):
 @pytest.fixture(scope="module")
 def drafts(studio):
     return [wide.draw_wide(np.random.default_rng((9, i)), studio) for i in range(400)]
+
+
+def test_the_narrow_presets_lack_one_thing_each(studio, monkeypatch):
+    seen: list[float] = []
+    kinds: set[str] = set()
+    turns = wide.draw_front(np.random.default_rng(0), None)
+    assert np.allclose(turns[0] @ turns[0].T, np.eye(3)) and np.linalg.det(turns[0]) > 0
+    real = wide.draw_pose
+
+    def look(rng, studio, shape, breed, kind, to_camera):
+        kinds.add(kind)
+        seen.append(abs(to_camera))
+        return real(rng, studio, shape, breed, kind, to_camera)
+
+    monkeypatch.setattr(wide, "draw_pose", look)
+    found = {}
+    for name, preset in PRESETS.items():
+        if name != "plain":
+            seen.clear(), kinds.clear()
+            drawn = [preset.draw(np.random.default_rng((3, i)), studio) for i in range(60)]
+            found[name] = max(seen), set(kinds), {draft.breed for draft in drawn}
+    most, every, names = found["wide"]
+    assert most > 2.5 and len(every) > 8 and len(names) > 15
+    most, every, names = found["wide_front"]
+    assert most <= 1.5 and len(every) > 8 and len(names) > 15
+    most, every, names = found["wide_upright"]
+    assert most > 2.5 and every == {"standing", "walking", "trotting"} and len(names) > 15
+    most, every, names = found["wide_retriever"]
+    assert most > 2.5 and len(every) > 8 and names == {"retriever"}
 
 
 def test_keypoints_are_the_projected_joints(data):
