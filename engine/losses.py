@@ -261,7 +261,9 @@ class Criterion(nn.Module):
 
     def _silhouette(self, estimate: Estimate, batch: dict, needed=None) -> torch.Tensor:
         plane, counts, mask = estimate.plane, batch["mask_weight"], batch["mask"]
-        if needed is not None:
+        if needed is not None and plane.is_cuda:  # to choose images a host waits for the device
+            counts = counts * needed[:, None, None]
+        elif needed is not None:
             plane, counts, mask = plane[needed], counts[needed], mask[needed]
         silhouette = render.soft_silhouette(plane, self.faces, CROP, backend=self.renderer)
         silhouette, mask = silhouette * counts, mask * counts  # what is unsure adds to no sum

@@ -57,6 +57,23 @@ def test_joint_limit_table_is_the_recorded_one(shared):
     np.testing.assert_allclose(high.numpy(), np.ravel([j["hi"] for j in table]), rtol=1e-6)
 
 
+def test_silhouettes_of_some_images_are_those_with_the_others_counted_nowhere(synthetic_body):
+    """The first is what a CPU computes, the second a GPU, which would have to wait to choose."""
+    smal = SMAL(synthetic_body / "smal")
+    prior = priors.shape_prior("smal", smal, synthetic_body), None
+    criterion = losses.Criterion(losses.LossWeights(dice=1), smal, *prior)
+    torch.manual_seed(0)
+    verts = smal.template + torch.tensor([0.0, 0.0, 1.0]) + 0.1 * torch.randn(4, 1, 3)
+    estimate = Estimate(verts, torch.zeros(4, 41, 3), torch.zeros(4, 1))
+    mask, needed = (torch.rand(4, 224, 224) < 0.5).float(), torch.tensor([1, 0, 0, 1]).bool()
+    batch = {"mask": mask, "mask_weight": (torch.rand(4, 224, 224) < 0.9).float()}
+    counted = batch["mask_weight"] * needed[:, None, None]
+    some = criterion._silhouette(estimate, batch, needed)
+    others = criterion._silhouette(estimate, batch | {"mask_weight": counted})
+    every = criterion._silhouette(estimate, batch)
+    assert some.item() == pytest.approx(others.item(), rel=1e-6) != every.item()
+
+
 def test_hidden_keypoints_cost_nothing_but_count_in_the_mean():
     labelled = torch.tensor([[[10.0, 20.0, 1.0], [0.0, 0.0, 0.0]]])
     predicted = torch.tensor([[[13.0, 16.0], [500.0, -500.0]]])

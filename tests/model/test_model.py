@@ -158,6 +158,34 @@ def test_fast_feature_lift_equals_sampling_every_channel(body):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("maps", [False, True])
+def test_bfloat16_gives_nearly_the_same_where_gradients_are_taken(body, maps):
+    smal, hierarchy, _ = body
+    torch.manual_seed(0)
+    network = {"backbone": "resnet18", "img_res": 64, "num_channels": 32}
+    network |= {"keypoint_maps": maps, "outline": maps}
+    model = CoarseToFine(smal, hierarchy, **network).eval()  # batch norm enlarges rounding
+    image = torch.randn(2, 3, 64, 64)
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        out = model(image)
+        (1e3 * out.refined.verts.square().sum() + out.coarse.verts.sum()).backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return out, grads
+
+    exact, exact_grads = run()
+    model.use_bf16()
+    out, grads = run()
+    assert {m.dtype for m in out.features.maps} == {torch.bfloat16}
+    assert {v.dtype for v in (out.refined.verts, out.del_v, out.pose)} == {torch.float32}
+    assert grads.keys() == exact_grads.keys()
+    size = exact.del_v.abs().mean()
+    assert (out.del_v - exact.del_v).abs().mean() < 0.1 * size
+    with torch.no_grad():
+        assert torch.equal(model(image).del_v, exact.del_v)
+
+
 def test_refiner_does_not_train_the_image_network(body):
     """Gradients of del_v reach the coarse network through the vertex positions alone."""
     smal, hierarchy, _ = body
