@@ -40,7 +40,8 @@ class LabelledImages(Dataset, ABC):
         image         (3, S, S) float32, the network's input, ImageNet-normalised
         mask          (224, 224) float32 in [0, 1], not thresholded
         has_mask      () bool, whether the mask is labelled; it is 0 where not
-        mask_weight   (224, 224) float32, 1 where the mask counts, 0 where it is unsure or missing
+        mask_weight   (224, 224) float32, 1 where the mask counts, 0 where it is unsure or missing;
+                      nothing between
         area          () float32, for PCK's threshold, square pixels of the crop: sum of the mask,
                       or area of the box where no mask is labelled
         border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside

@@ -24,7 +24,7 @@ from util.errors import InputError
 from util.memory import keep_freed_memory
 
 TIMEOUT = 50  # seconds without a batch after which the run ends
-SCORED = "border_mask", "inside"  # planes of a sample that scores alone read
+SCORED = "border_mask", "inside"  # planes of a sample that training does not read
 PLANES = "mask_weight", *SCORED  # of 0 and 1: bool on their way to the device
 STOPPED = 30  # seconds after which a stopped worker is killed
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
@@ -154,8 +154,14 @@ class Loader(DataLoader):
     begun: Iterator | None = None
 
     def begin(self) -> None:
-        """Lets the workers load what the next iteration gives; batches follow without a wait."""
-        self.begun = super().__iter__() if self.num_workers else None
+        """Lets the workers load what the next iteration gives; batches follow without a wait.
+
+        A worker that does not answer is found by that iteration.
+        """
+        self.begun = None
+        if self.num_workers:
+            with suppress(RuntimeError):
+                self.begun = super().__iter__()
 
     def __iter__(self):
         begun, self.begun = self.begun, None
@@ -265,7 +271,7 @@ def explained_faults() -> Iterator[None]:
         _blocks.pop()
 
 
-def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:
+def set_epoch(loader: Loader, epoch: int, first: int = 0) -> None:
     """Chooses the order and the random changes of an epoch.
 
     Args:
@@ -275,6 +281,8 @@ def set_epoch(loader: DataLoader, epoch: int, first: int = 0) -> None:
     """
     sampler: Any = loader.batch_sampler
     dataset: Any = loader.dataset
+    if (sampler.epoch, sampler.first) != (epoch, first):
+        loader.begun = None
     sampler.epoch, sampler.first = epoch, first
     dataset.set_epoch(epoch)
 

@@ -147,9 +147,10 @@ def step_gradients(state: TrainState, criterion: Criterion) -> RecordedGradients
         found = [p.grad for p in parameters if p.grad is not None]
         return terms | {"gradient": nn.utils.get_total_norm(found)}
 
-    alone = distributed.world_size() == 1 and parts == 1
-    possible = device.type == "cuda" and alone and not torch.is_anomaly_enabled()
-    return RecordedGradients(compute, parameters, state.cuda_graph and possible)
+    possible = device.type == "cuda" and distributed.world_size() == 1 and parts == 1
+    # alignment waits for the device, and so does who looks for the origin of a NaN
+    waits = "verts_refine" in criterion.weights.terms or torch.is_anomaly_enabled()
+    return RecordedGradients(compute, parameters, state.cuda_graph and possible and not waits)
 
 
 def train_epoch(
@@ -194,7 +195,7 @@ def train_epoch(
         terms = gradients(batch)
         values = _numbers(terms)
         if gradients.replayed and not all(map(math.isfinite, values.values())):
-            statistics.restore()  # a silhouette may have lacked room, as in a graph alone
+            statistics.restore()  # a silhouette may have lacked room, which happens only in a graph
             optimizer.zero_grad(set_to_none=True)
             terms = gradients.compute(batch)
             values = _numbers(terms)

@@ -232,7 +232,10 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
         action="store_true",
         help="networks in bfloat16 while training: faster, less exact",
     )
-    help_text = "launch a GPU's kernels one by one: slower, and takes less memory"
+    help_text = (
+        "launch a GPU's kernels one by one, as with --w_verts_refine, --grad_accum and several "
+    )
+    help_text += "processes: slower, and takes less memory"
     add("--no_cuda_graph", action="store_false", dest="cuda_graph", help=help_text)
     help_text = "batch norm with its running statistics: for few images or small batches"
     add("--freeze_bn", action="store_true", help=help_text)

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from util.vertex_kernels import kernels_for
@@ -30,6 +31,7 @@ class _SparseProduct(torch.autograd.Function):
         return _product(matrix, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return _product(ctx.transpose, grad), None, None
 

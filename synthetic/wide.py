@@ -42,7 +42,7 @@ def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
 
 
 def draw_front(rng, state: str | None) -> tuple[np.ndarray, float]:
-    """As `draw_view`, of the animal's front half alone, from its own height."""
+    """As `draw_view`, of the animal's front half alone, mostly from its own height."""
     turned = np.clip(rng.normal(0, 0.7), -1.5, 1.5)
     raised = np.clip(rng.normal(0.16, 0.16), -0.12, 0.7)
     view = Rotation.from_euler("y", raised) * Rotation.from_euler("z", turned)

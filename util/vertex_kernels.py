@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TYPES = torch.float32, torch.bfloat16, torch.float16
-CLOSE = 1e-4  # of the largest: how far results may be from plain PyTorch's
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # to plain PyTorch's float32, of the largest
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
     """`util.triton_vertices` where its kernels take `x` and work on its device, else None."""
-    return _working(x.device) if x.is_cuda and x.dtype in TYPES else None
+    return _working(x.device) if x.is_cuda and x.dtype in CLOSE else None
 
 
 @lru_cache
@@ -45,28 +44,32 @@ def _working(device: torch.device) -> ModuleType | None:
 def compare(module: ModuleType, device: torch.device | str) -> str | None:
     """What is wrong with the kernels on a device, as words; None where nothing is."""
     random = torch.Generator().manual_seed(2)
-    x = torch.randn(2, 150, 48, generator=random).to(device)
-    weight, bias = torch.rand(2, 48, generator=random).to(device).sub(0.3)
+    exact = torch.randn(2, 150, 64, generator=random).to(device)
+    weight, bias = torch.rand(2, 64, generator=random).to(device).sub(0.3)
     dense = torch.rand(70, 150, generator=random).sub(0.95).clamp_min(0).to(device)
     filled = dense > 0
     parts = F.pad(filled.sum(1).cumsum(0), (1, 0)), filled.nonzero()[:, 1], dense[filled]
-    upstream = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
+    product = (dense.double() @ exact.double()).float()
+    upstream = torch.linspace(-1, 1, exact.numel(), device=device).view_as(exact)
 
-    def differ(ours: Tensor, plain: Tensor) -> bool:
-        return not bool((ours - plain).abs().max() <= CLOSE * plain.abs().max())
-
-    def gradients(function: Callable) -> tuple[Tensor, ...]:
+    def gradients(function: Callable, x: Tensor) -> tuple[Tensor, ...]:
         given = [value.detach().clone().requires_grad_() for value in (x, weight, bias)]
         with torch.enable_grad():
-            return torch.autograd.grad(function(*given), given, upstream)
+            return torch.autograd.grad(function(*given), given, upstream.to(x.dtype))
 
-    if differ(module.sparse_product(parts, 70, x), (dense.double() @ x.double()).float()):
-        return "sparse products are wrong"
-    if differ(module.norm_relu(x, weight, bias, 1e-5), _plain_norm_relu(x, weight, bias)):
-        return "group norms are wrong"
-    found, expected = gradients(partial(module.norm_relu, eps=1e-5)), gradients(_plain_norm_relu)
-    if any(map(differ, found, expected)):
-        return "gradients of group norms are wrong"
+    for kind, close in CLOSE.items():
+
+        def differ(ours: Tensor, plain: Tensor, close=close) -> bool:
+            return not bool((ours.float() - plain).abs().max() <= close * plain.abs().max())
+
+        x, plain = exact.to(kind), exact.to(kind).float()
+        if differ(module.sparse_product(parts, 70, x), product):
+            return f"sparse products of {kind} are wrong"
+        if differ(module.norm_relu(x, weight, bias, 1e-5), _plain_norm_relu(plain, weight, bias)):
+            return f"group norms of {kind} are wrong"
+        found = gradients(partial(module.norm_relu, eps=1e-5), x)
+        if any(map(differ, found, gradients(_plain_norm_relu, plain))):
+            return f"gradients of group norms of {kind} are wrong"
     return None
 
 
