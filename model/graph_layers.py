@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from util.vertex_kernels import kernels_for
+from util.vertex_kernels import GROUP, kernels_for
 
 
 class GraphLinear(nn.Module):
@@ -37,10 +37,10 @@ class GraphConvolution(nn.Module):
 
 
 class VertexGroupNorm(nn.GroupNorm):
-    """Group norm over (vertices x channels of a group), 8 channels a group."""
+    """Group norm over (vertices x channels of a group), GROUP channels a group."""
 
     def __init__(self, channels: int):
-        super().__init__(channels // 8, channels)
+        super().__init__(channels // GROUP, channels)
 
     def relu(self, x):
         """The norm and ReLU."""

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-GROUP = 8  # channels of a group of the norm
+from util.vertex_kernels import GROUP
+
 ROWS = 128  # vertices that a program of the norm takes at a time
 MOST = 256  # channels, at most, and
 TILE = 1024  # numbers, that a program of the product takes
@@ -152,6 +153,14 @@ def _norm_forward(
 
 
 @triton.jit
+def _before_norm(x, grad, place, there, middle, factor, gain, shift):
+    """Normalised numbers, and the gradient by what ReLU takes."""
+    unit = (tl.load(x + place, there, 0.0).to(tl.float32) - middle) * factor
+    given = tl.load(grad + place, there, 0.0).to(tl.float32)
+    return unit, tl.where(unit * gain + shift <= 0, 0.0, given)
+
+
+@triton.jit
 def _norm_backward(
     x, weight, bias, mean, scale, grad, out, by_bias, by_weight, num_verts, channels,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
@@ -166,9 +175,7 @@ def _norm_backward(
     for first in range(0, num_verts, ROWS):
         there = (first + tl.arange(0, ROWS) < num_verts)[:, None]
         at = place + first * channels
-        unit = (tl.load(x + at, there, 0.0).to(tl.float32) - middle) * factor
-        given = tl.load(grad + at, there, 0.0).to(tl.float32)
-        given = tl.where(unit * gain + shift <= 0, 0.0, given)
+        unit, given = _before_norm(x, grad, at, there, middle, factor, gain, shift)
         plain += tl.sum(given, 0)
         normed += tl.sum(given * unit, 0)
     tl.store(by_bias + image * channels + channel, plain)
@@ -180,8 +187,6 @@ def _norm_backward(
     for first in range(0, num_verts, ROWS):
         there = (first + tl.arange(0, ROWS) < num_verts)[:, None]
         at = place + first * channels
-        unit = (tl.load(x + at, there, 0.0).to(tl.float32) - middle) * factor
-        given = tl.load(grad + at, there, 0.0).to(tl.float32)
-        given = tl.where(unit * gain + shift <= 0, 0.0, given)
+        unit, given = _before_norm(x, grad, at, there, middle, factor, gain, shift)
         result = factor * (given * gain - level - unit * slope)
         tl.store(out + at, result.to(out.dtype.element_ty), there)

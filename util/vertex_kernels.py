@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+GROUP = 8  # channels of a group of the norm
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # to plain PyTorch's float32, of the largest
 
 
@@ -74,5 +75,5 @@ def compare(module: ModuleType, device: torch.device | str) -> str | None:
 
 
 def _plain_norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    groups = x.shape[2] // 8
+    groups = x.shape[2] // GROUP
     return F.relu(F.group_norm(x.transpose(1, 2), groups, weight, bias)).transpose(1, 2)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 import main_meshgraph
 import render
 from engine import build, losses
 from engine import loop as engine
-from engine.loaders import make_loader
+from engine.loaders import PLANES, SCORED, Loader, make_loader, set_epoch, to_device
 from engine.options import meshgraph_parser
 from model import CoarseModel, CoarseToFine, Estimate
 from smal_model import SMAL, MeshHierarchy, priors
@@ -183,6 +184,59 @@ def test_workers_that_were_started_first_load_the_same(few):
         for a, b in zip(first, later, strict=True):
             assert a["name"] == b["name"] and torch.equal(a["image"], b["image"])
     assert first.workers == workers  # none was started anew
+
+
+def test_an_epoch_that_is_begun_early_is_that_epoch(few):
+    args = meshgraph_parser().parse_args(["--data_dir", str(few)])
+    images = build.open_sets(args, img_res=32).train
+
+    def read(loader, epoch, first=0):
+        set_epoch(loader, epoch, first)
+        batches = list(loader)
+        kept = [torch.cat([batch[k] for batch in batches]) for k in ("index", "image")]
+        return kept if batches else None
+
+    with_workers, alone = (make_loader(images, 2, n, torch.device("cpu"), 0) for n in (2, 0))
+    for epoch in range(3):
+        for ours, plain in zip(read(with_workers, epoch), read(alone, epoch), strict=True):
+            assert torch.equal(ours, plain)
+        set_epoch(with_workers, epoch + 1)
+        with_workers.begin()
+    skipped = read(with_workers, 3, first=1)  # begun whole
+    for ours, plain in zip(skipped, read(alone, 3, first=1), strict=True):
+        assert torch.equal(ours, plain) and len(ours) == 4
+
+
+def test_the_next_epoch_is_begun_before_validation(few, tmp_path, monkeypatch):
+    seen: list = []
+    real = Loader.begin
+
+    def begin(loader):
+        seen.append(loader.batch_sampler.epoch)
+        real(loader)
+
+    monkeypatch.setattr(Loader, "begin", begin)
+    monkeypatch.setattr(engine, "_validate", lambda *_: seen.append("validated"))
+    monkeypatch.setattr(engine, "VALIDATION_STEPS", 1)
+    stage1(few, tmp_path, "--nEpochs", "3")
+    assert seen == [1, "validated", 2, "validated", "validated"]
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_batches_are_samples_with_fewer_bytes_on_their_way(few, seed):
+    args = meshgraph_parser().parse_args(["--data_dir", str(few)])
+    images = build.open_sets(args, img_res=32).train
+    batch = next(iter(make_loader(images, 3, 0, torch.device("cpu"), seed)))
+    assert {batch[k].dtype for k in PLANES if k in batch} == {torch.bool}
+    there = {i: n for n, i in enumerate(images.indices)}
+    expected = default_collate([images[there[int(i)]] for i in batch["index"]])
+    moved = to_device(batch, torch.device("cpu"))
+    assert expected.keys() - moved.keys() == (set() if seed is None else set(SCORED))
+    for name, value in moved.items():
+        if isinstance(value, list):
+            assert value == expected[name], name
+        else:
+            assert value.dtype == expected[name].dtype and torch.equal(value, expected[name]), name
 
 
 def test_augmentation_is_on_unless_refused_and_mirrors_only_where_asked(few):
