@@ -56,6 +56,7 @@ def main(argv=None):
     )
 
     with resume.open_run(state, checkpoint, args, loaders) as run:
+        loaders.val.start_workers()  # before training's are at work
         preview = Preview(state.scored, loaders.val.dataset, args.renderer)
         fit(
             state,

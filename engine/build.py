@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import datasets
 import render
@@ -29,7 +28,7 @@ from util.memory import keep_freed_memory
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
 from .device import select_device
 from .fitting import REFINEMENT, fit_images, with_outlines
-from .loaders import make_loader, part_sizes
+from .loaders import Loader, make_loader, part_sizes
 from .losses import TRUTH_TERMS
 from .options import loss_weights
 from .schedule import AveragedWeights, Schedule
@@ -221,8 +220,8 @@ def build_priors(args: argparse.Namespace, smal: SMAL) -> tuple[GaussianPrior, G
 class Loaders(NamedTuple):
     """Loaders of the training and the validation images, and the number of unusable ones."""
 
-    train: DataLoader
-    val: DataLoader
+    train: Loader
+    val: Loader
     excluded: int
 
 
@@ -309,9 +308,7 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
         raise InputError(f"--no_sync_bn with --batch_size {args.batch_size} {few}; leave it out")
     load = args.batch_size, args.num_works, device
     shuffled = make_loader(train, *load, args.seed, args.grad_accum)
-    in_order = make_loader(val, *load)
-    in_order.start_workers()
-    return Loaders(shuffled, in_order, excluded)
+    return Loaders(shuffled, make_loader(val, *load), excluded)
 
 
 def build_schedule(args: argparse.Namespace) -> Schedule:

@@ -138,7 +138,14 @@ def test_more_than_one_in_a_hundred_stop_the_run(data, tmp_path, monkeypatch):
 
 
 def _signal_workers(number):
-    return lambda _: [os.kill(child.pid, number) for child in multiprocessing.active_children()]
+    """Signals this process' workers, not those that a fork left in its list."""
+
+    def act(_):
+        for child in multiprocessing.active_children():
+            if child._parent_pid == os.getpid():
+                os.kill(child.pid, number)
+
+    return act
 
 
 def test_a_killed_worker_ends_the_run_with_its_cause(data, tmp_path, monkeypatch):
