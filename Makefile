@@ -33,11 +33,11 @@ clean-demo:
 
 $(VENV)/.installed: requirements.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PYTHON) -m pip install --no-compile --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/.tests-installed: requirements-test.txt $(VENV)/.installed
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(PYTHON) -m pip install --no-compile --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
 # A finished step leaves `.done` in its folder; `make demo` resumes there.

@@ -6,7 +6,10 @@ import torch
 import eval as eval_script
 import main
 import main_meshgraph
+from engine import build
 from engine.losses import Criterion, LossWeights
+from engine.options import meshgraph_parser
+from engine.resume import find_checkpoint
 from model import CoarseModel
 from smal_model import SMAL, priors
 from tests.commands import SMALL, fails
@@ -86,7 +89,10 @@ def test_maps_that_would_only_suffer_are_named(stage1, tmp_path, capsys):
     run = [*run[:-1], str(tmp_path), *SMALL[6:], "--nEpochs", "1", "--num_channels", "16"]
     run += ["--local_feat", "--pretrained", str(folder / "checkpoint.pth.tar")]
     for more, said in (([], True), (["--w_maps", "1"], False), (["--freezecoarse"], False)):
-        main_meshgraph.main([*run, *more])
+        args = meshgraph_parser().parse_args([*run, *more])
+        checkpoint = find_checkpoint(args)
+        config = build.resolve_network(args, checkpoint, refined=True)
+        build.build_training_model(args, config, checkpoint, torch.device("cpu"))
         assert ("--w_maps 0: " in capsys.readouterr().out) == said
 
 
