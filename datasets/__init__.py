@@ -57,7 +57,7 @@ def build_dataset(name: str, data_dir: str | Path, split: str, **options) -> Lab
         name: a key of `DATASETS`.
         data_dir: folder that holds the data set's folder.
         split: one of `SPLITS`.
-        options: img_res, augment, flip, strong, ground_truth, fits and seed of `LabelledImages`.
+        options: of `LabelledImages`.
 
     Raises:
         InputError: a file is missing or not as published, or no image of the split can be used.
@@ -94,7 +94,7 @@ def train_val(
     Args:
         name, data_dir, img_res, seed: see `build_dataset`.
         validation_only: leaves `train` None where a validation split makes it needless.
-        changes: augment, flip, strong, ground_truth and fits, of the training images alone.
+        changes: other options of `LabelledImages`, of the training images alone.
     """
     common = {"img_res": img_res, "seed": seed}
     own_val = has_split(name, data_dir, "val")

@@ -45,7 +45,8 @@ class LabelledImages(Dataset, ABC):
         area          () float32, for PCK's threshold, square pixels of the crop: sum of the mask,
                       or area of the box where no mask is labelled
         border_mask   (224, 224) float32, 1 inside the image (all channels below 1), 0 outside
-        inside        (224, 224) float32, 1 inside the image, whatever its colours
+        inside        (224, 224) float32, 1 inside the image, whatever its colours; this one and
+                      border_mask only where opened with `scored`
         keypoints     (20, 3) float32: row, column, visible (0 or 1), pixels of the crop; the place
                       means nothing where visible is 0, and a joint written as NaN is (0, 0, 0)
         has_keypoints () bool, whether the keypoints are labelled; they are 0 where not
@@ -95,6 +96,7 @@ class LabelledImages(Dataset, ABC):
         ground_truth: bool = False,
         fits: Fits | None = None,
         seed: int = 0,
+        scored: bool = True,
     ):
         """Reads the list and checks every image of the split.
 
@@ -108,10 +110,12 @@ class LabelledImages(Dataset, ABC):
             ground_truth: whether samples carry the mesh of a synthetic image, where there is one.
             fits: of fit.py, by name of the image: samples carry them as labels.
             seed: of the random changes.
+            scored: whether samples carry the planes that only scores read.
         """
         self.root = Path(data_dir) / self.folder
         self.split, self.img_res, self.fits = split, img_res, fits
         self.augment, self.flip, self.strong, self.seed = augment, flip, strong, seed
+        self.scored = scored
         self.entries, indices = self.read_annotations(data_dir, split)
         self.images = self.image_folder(data_dir, split)
 
@@ -187,13 +191,14 @@ class LabelledImages(Dataset, ABC):
 
         Args:
             items: positions of the samples.
-            changed: whether random changes stay.
+            changed: whether it is for training as well: with random changes, or to be scored.
         """
         out = copy.copy(self)
         out.indices = [self.indices[i] for i in items]
         out.names = [self.names[i] for i in items]
         for name in ("augment", "flip", "strong"):
             setattr(out, name, changed and getattr(self, name))
+        out.scored = self.scored or not changed
         return out
 
     def ground_truth_path(self, index: int) -> Path:
@@ -245,7 +250,8 @@ class LabelledImages(Dataset, ABC):
         numbers = self.seed, int(self._epoch), index
         rng = np.random.default_rng((*numbers, times) if times else numbers)
         augmentation = draw_augmentation(rng, self.augment, self.flip)
-        sample = make_crop(image, entry["img_bbox"], mask, joints, self.img_res, augmentation)
+        crop = image, entry["img_bbox"], mask, joints, self.img_res, augmentation, self.scored
+        sample = make_crop(*crop)
         sample |= {"index": index, "name": self.names[item]}
         if self.strong:
             sample["strong_draws"] = torch.from_numpy(rng.random(NUM_DRAWS, np.float32))

@@ -160,6 +160,7 @@ def make_crop(
     joints: np.ndarray | None = None,
     img_res: int = CROP,
     augmentation: Augmentation = Augmentation(),
+    scored: bool = True,
 ) -> dict:
     """Makes one crop with its labels.
 
@@ -170,6 +171,7 @@ def make_crop(
         joints: (20, 3) x, y, visible, pixels of the image; None where they are not labelled.
         img_res: side S of the network's input, pixels.
         augmentation: what is changed.
+        scored: with border_mask and inside, which losses do not read.
 
     Returns:
         The documented sample without failed, index and name.
@@ -188,27 +190,31 @@ def make_crop(
         return cv2.resize(cut_out(plane, fill), (CROP, CROP))
 
     pixels = cut_out(image, 255)  # in [0, 255]
-    crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
-    # Saturated pixels count as outside the image, as in the published protocol; the gain comes
-    # after this.
-    red, green, blue = cv2.split((crop < 255).view(np.uint8))
-    border_mask = cv2.bitwise_and(cv2.bitwise_and(red, green), blue).astype(np.float32)
+    planes = {}
+    if scored or img_res == CROP:
+        crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR)
+    if scored:
+        # Saturated pixels count as outside the image, as in the published protocol; the gain comes
+        # after this.
+        red, green, blue = cv2.split((crop < 255).view(np.uint8))
+        border_mask = cv2.bitwise_and(cv2.bitwise_and(red, green), blue).astype(np.float32)
+        if not angle and low.min() >= 0 and (high <= image.shape[1::-1]).all():
+            inside = np.ones((CROP, CROP), np.float32)
+        else:
+            inside = (labels(np.ones(image.shape[:2], bool)) > 0.5).astype(np.float32)
+        planes = {"border_mask": torch.from_numpy(border_mask), "inside": torch.from_numpy(inside)}
     if img_res != CROP:
         shrinks = img_res < min(pixels.shape[:2])
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         crop = cv2.resize(pixels, (img_res, img_res), interpolation=method)  # (S, S, 3)
 
-    mask_crop = mask_weight = inside = np.zeros((CROP, CROP), np.float32)
+    mask_crop = mask_weight = np.zeros((CROP, CROP), np.float32)
     area = float(box[2]) * float(box[3]) * (CROP / side) ** 2
     if mask is not None:
-        mask_crop, mask_weight = labels(mask == 1), np.ones_like(inside)
+        mask_crop, mask_weight = labels(mask == 1), np.ones((CROP, CROP), np.float32)
         area = float(torch.from_numpy(mask_crop).sum())
         if (mask == UNSURE).any():  # a pixel counts where nothing of it is unsure
             mask_weight = (labels(mask != UNSURE, fill=1) > 0.999).astype(np.float32)
-    if not angle and low.min() >= 0 and (high <= image.shape[1::-1]).all():
-        inside = np.ones_like(inside)
-    else:
-        inside = (labels(np.ones(image.shape[:2], bool)) > 0.5).astype(np.float32)
     places = np.full((NUM_KEYPOINTS, 3), np.nan) if joints is None else joints
     keypoints = move_keypoints(places, center, side, angle, flip)
     return {
@@ -217,10 +223,9 @@ def make_crop(
         "has_mask": torch.tensor(mask is not None),
         "mask_weight": torch.from_numpy(mask_weight),
         "area": torch.tensor(area, dtype=torch.float32),
-        "border_mask": torch.from_numpy(border_mask),
-        "inside": torch.from_numpy(inside),
         "keypoints": torch.from_numpy(keypoints),
         "has_keypoints": torch.tensor(joints is not None),
         "center": torch.tensor(center, dtype=torch.float32),
         "scale": torch.tensor(side / 200, dtype=torch.float32),
+        **planes,
     }

@@ -131,6 +131,13 @@ def build_training_model(
         raise InputError("--w_maps is a term of heat maps; it needs --keypoint_maps")
     if args.w_outline and not config.outline:
         raise InputError("--w_outline is a term of the outline; it needs --outline")
+    if config.refiner:
+        looks = config.refiner.second_look
+        if args.w_maps_refine and not looks:
+            raise InputError("--w_maps_refine is a term of the second look; it needs --second_look")
+        new = looks and not (checkpoint and checkpoint.options.get("second_look"))
+        if new and not args.w_maps_refine:
+            raise InputError("--second_look learns nothing without --w_maps_refine; give a weight")
     if config.outline and not args.w_outline and not checkpoint:
         raise InputError("--outline learns nothing without --w_outline; give that a weight above 0")
     if checkpoint and checkpoint.refined and config.refiner is None:
@@ -231,7 +238,7 @@ def open_sets(args: argparse.Namespace, img_res: int, validation_only: bool = Fa
     mix = None if validation_only else args.mix
     changes: dict = {}
     if not validation_only:
-        changes = {"augment": not args.no_augment, "flip": args.flip}
+        changes = {"augment": not args.no_augment, "flip": args.flip, "scored": False}
         changes["strong"] = args.augment == "strong"
         changes["ground_truth"] = loss_weights(args).needs_truth
         if args.fit_dir:

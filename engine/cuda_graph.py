@@ -85,13 +85,22 @@ class RecordedGradients:
 
 @contextmanager
 def captured(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """Captures what is launched inside on a device; its stream is the same afterwards."""
+    """Captures what is launched inside on a device.
+
+    Where that fails, stream and random numbers are as before: torch leaves its own stream, and a
+    generator that believes itself captured.
+    """
     with torch.cuda.device(device):
         before = torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        kept = generator.clone_state()
         # other threads pin batches meanwhile
         mode: dict = {"stream": torch.cuda.Stream(), "capture_error_mode": "thread_local"}
         try:
             with torch.cuda.graph(graph, **mode):
                 yield
+        except BaseException:
+            generator.graphsafe_set_state(kept)
+            raise
         finally:
-            torch.cuda.set_stream(before)  # torch leaves its own where capture fails
+            torch.cuda.set_stream(before)

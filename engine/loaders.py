@@ -24,8 +24,7 @@ from util.errors import InputError
 from util.memory import keep_freed_memory
 
 TIMEOUT = 50  # seconds without a batch after which the run ends
-SCORED = "border_mask", "inside"  # planes of a sample that training does not read
-PLANES = "mask_weight", *SCORED  # of 0 and 1: bool on their way to the device
+PLANES = "mask_weight", "border_mask", "inside"  # of 0 and 1: bool on their way to the device
 STOPPED = 30  # seconds after which a stopped worker is killed
 _PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
@@ -83,15 +82,13 @@ class EpochBatches(Sampler):
 
 
 class _Collate:
-    """default_collate with fewer bytes: planes of 0 and 1 as bool, without those in `without`.
+    """default_collate with fewer bytes: planes of 0 and 1 as bool.
 
     Args:
         dataset: gives what a batch of no samples looks like; None where there is none.
-        without: names of planes.
     """
 
-    def __init__(self, dataset=None, without: tuple[str, ...] = ()):
-        self.without = without
+    def __init__(self, dataset=None):
         self.like = {} if dataset is None else self([dataset[0]])
 
     def __call__(self, samples: list) -> dict:
@@ -100,8 +97,7 @@ class _Collate:
         return default_collate([self._smaller(sample) for sample in samples])
 
     def _smaller(self, sample: dict) -> dict:
-        kept = {name: value for name, value in sample.items() if name not in self.without}
-        return kept | {name: kept[name].bool() for name in PLANES if name in kept}
+        return sample | {name: sample[name].bool() for name in PLANES if name in sample}
 
 
 def _start_worker(_):
@@ -225,7 +221,7 @@ def make_loader(
     several, collate = distributed.world_size() > 1, _Collate()
     if shuffle_seed is not None:
         batches: Any = EpochBatches(len(dataset), batch_size, shuffle_seed, parts)
-        collate = _Collate(dataset if several else None, without=SCORED)
+        collate = _Collate(dataset if several else None)
     else:
         positions = range(len(dataset))
         whole = [positions[i : i + batch_size] for i in positions[::batch_size]]

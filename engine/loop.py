@@ -148,8 +148,7 @@ def step_gradients(state: TrainState, criterion: Criterion) -> RecordedGradients
         return terms | {"gradient": nn.utils.get_total_norm(found)}
 
     possible = device.type == "cuda" and distributed.world_size() == 1 and parts == 1
-    # alignment waits for the device, and so does who looks for the origin of a NaN
-    waits = "verts_refine" in criterion.weights.terms or torch.is_anomaly_enabled()
+    waits = torch.is_anomaly_enabled()  # who looks for the origin of a NaN waits for the device
     return RecordedGradients(compute, parameters, state.cuda_graph and possible and not waits)
 
 

@@ -34,7 +34,8 @@ class LossWeights:
     kpts, betas_prior, pose_prior, pose_limit_prior, dice: of the coarse estimate.
     kpts_refine, dice_refine, arap: of the refined one. kpts_robust: also, what is far off counts
         little: squares pull a doubtful keypoint to the middle of the places where it may be.
-    maps: of the heat maps of the keypoints. outline: of the map of the animal's outline.
+    maps, maps_refine: of the heat maps of the keypoints, at first and at a second look.
+    outline: of the map of the animal's outline.
     verts, pose, betas, camera: of the coarse estimate, where there is ground truth.
     verts_refine: of the refined one, after similarity alignment: it is not moved as a whole.
     param: pose and shape, where an image has a good fit (datasets.fits).
@@ -57,6 +58,7 @@ class LossWeights:
     camera: float = 0.0
     verts_refine: float = 0.0
     kpts_robust: float = 0.0
+    maps_refine: float = 0.0
     param: float = 0.0
     alpha: float = 0.6
     beta: float = 0.4
@@ -84,6 +86,7 @@ def term_weights(batch: dict) -> dict[str, torch.Tensor]:
         known["param"] = batch["has_fit"]
     known["outline"] = batch["mask_weight"].sum((1, 2))
     known["maps"] = keypoint_weights(batch["keypoints"], batch["has_keypoints"])
+    known["maps_refine"] = known["maps"]
     every = batch["has_keypoints"].new_ones(len(batch["has_keypoints"]))
     names = [f.name for f in fields(LossWeights) if f.name not in ("alpha", "beta")]
     weights = {name: known.get(name, every).double().sum() for name in names}
@@ -291,9 +294,9 @@ class Criterion(nn.Module):
             errors = errors + apart * batch["has_fit_logscale"]
         return _mean_known(errors, batch["has_fit"], distributed.total)
 
-    def _maps(self, out: Prediction, batch: dict) -> torch.Tensor:
-        assert out.keypoints is not None
-        sums = map_loss(out.keypoints.maps, batch["keypoints"], batch["has_keypoints"])
+    def _maps(self, maps: torch.Tensor | None, batch: dict) -> torch.Tensor:
+        assert maps is not None
+        sums = map_loss(maps, batch["keypoints"], batch["has_keypoints"])
         sums = distributed.total(sums)
         return sums[0] / sums[1].clamp_min(1)
 
@@ -359,7 +362,8 @@ class Criterion(nn.Module):
             "arap": lambda: laplacian_loss(
                 refined.verts, out.body.estimate.verts, self.laplacian, mean
             ),
-            "maps": lambda: self._maps(out, batch),
+            "maps": lambda: self._maps(out.keypoints and out.keypoints.maps, batch),
+            "maps_refine": lambda: self._maps(out.second_maps, batch),
             "outline": lambda: self._outline(out, batch),
             "param": lambda: self._fitted(out, batch),
             "verts_refine": lambda: self._known(

@@ -20,7 +20,9 @@ WEIGHTS = (
     "w_kpts", "w_betas_prior", "w_pose_prior", "w_pose_limit_prior", "w_dice", "w_maps",
     "w_outline", "w_verts", "w_pose", "w_betas", "w_camera", "w_param",
 )  # fmt: skip
-WEIGHTS_REFINED = "w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine", "w_kpts_robust"
+WEIGHTS_REFINED = (
+    "w_kpts_refine", "w_dice_refine", "w_arap", "w_verts_refine", "w_kpts_robust", "w_maps_refine",
+)  # fmt: skip
 STEERING = (
     "dataset", "mix", "lr", "batch_size", "seed", "alpha", "beta", "prior_betas", "prior_pose",
     "flip", "augment", "no_augment", "bf16", "freeze_bn", "freeze_backbone", "sync_bn",
@@ -166,6 +168,9 @@ def _refiner(parser: argparse.ArgumentParser) -> None:
     add("--num_layers", type=positive, help=f"mesh levels in use (default: {default.num_layers})")
     help_text = f"levels above the network (default: {default.num_downsampling})"
     add("--num_downsampling", type=count, help=help_text)
+    help_text = "correct the heat maps by the body that fits them, and pose it once more; with "
+    help_text += "--outline"
+    add("--second_look", action="store_true", default=None, help=help_text)
 
 
 def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
@@ -232,10 +237,8 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
         action="store_true",
         help="networks in bfloat16 while training: faster, less exact",
     )
-    help_text = (
-        "launch a GPU's kernels one by one, as with --w_verts_refine, --grad_accum and several "
-    )
-    help_text += "processes: slower, and takes less memory"
+    help_text = "launch a GPU's kernels one by one, as with --grad_accum and several processes: "
+    help_text += "slower, and takes less memory"
     add("--no_cuda_graph", action="store_false", dest="cuda_graph", help=help_text)
     help_text = "batch norm with its running statistics: for few images or small batches"
     add("--freeze_bn", action="store_true", help=help_text)
@@ -285,6 +288,8 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     loss("--w_arap", **weight, help=f"Laplacian of the refined mesh {shown}")
     help_text = "vertices of the refined mesh, aligned with the ground truth, where there is one"
     loss("--w_verts_refine", **weight, help=f"{help_text} {shown}")
+    help_text = f"heat maps of the refiner, with --second_look {shown}"
+    loss("--w_maps_refine", **weight, help=help_text)
     add = parser.add_argument_group("stages").add_argument
     help_text = "weights to start from: of stage 1, or of both networks"
     add("--pretrained", type=Path, metavar="FILE", help=help_text)

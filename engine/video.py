@@ -34,7 +34,8 @@ def unpacked(animal: Animal) -> Animal:
 def without_features(out: Prediction) -> Prediction:
     """The prediction without the image features, which are most of it."""
     features = ImageFeatures((), out.features.pooled[:, :0])
-    return replace(out, features=features, keypoints=None, outline=None, before=None)
+    none: dict = dict.fromkeys(("keypoints", "outline", "second_maps", "before"))
+    return replace(out, features=features, **none)
 
 
 def follow(found: list[list[Animal]]) -> list[Animal]:

@@ -1,9 +1,11 @@
 """The most likely body for the keypoints and the outline that an image shows together."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from smal_model import NUM_BETAS, SMAL, MeshHierarchy
 from smal_model.joints import NUM_KEYPOINTS, keypoints_of
@@ -19,6 +21,7 @@ from .keypoint_solve import (
     compose,
     not_too_near,
     shape_directions,
+    solve_definite,
     view_rows,
     world_rotations,
 )
@@ -27,11 +30,13 @@ from .outputs import Answer, Estimate, Prediction
 
 # A round a number: half crops about the body's keypoint within which its map is believed.
 ROUNDS = (None, 0.3, 0.2, 0.15, 0.1)
+AGAIN = (None, 0.2, 0.1)  # and of the maps that a second look gives
 ELSEWHERE = 0.005  # and how much it is believed outside
 DOUBT = 2.0  # sharpness of the softmax that gives the variance
 # standard deviations at first: turns about a joint's own axes, moves, betas, factors of the noise
 START = {"turns": (0.1, 0.3, 0.12), "moves": (0.1, 0.1, 5.0), "betas": 0.9, "noise": 0.5}
 EDGE = 0.05  # and of the outline's edge, half crops
+SPEED = 30.0  # logs of widths by an image: a step of the optimiser moves them so much further
 
 
 class BodySolve(nn.Module):
@@ -41,12 +46,14 @@ class BodySolve(nn.Module):
     about their own axes, moves of the body and betas x. Measured are the keypoints, and along the
     outline's slope the way to its edge of the vertices on the body's rim. From the second round on
     a heat map is read near the body's keypoint, so that of two peaks the one that fits the others
-    counts. The widths of prior and noise are learned.
+    counts. The widths of prior and noise are learned, and where `features` are given, how much each
+    image changes them.
 
     Args:
         smal: the body.
         hierarchy: of its mesh.
         level: of the vertices that are told of the outline.
+        features: channels of the pooled feature of an image, or None.
     """
 
     log_turns: torch.Tensor
@@ -55,7 +62,9 @@ class BodySolve(nn.Module):
     log_noise: torch.Tensor
     log_edge: torch.Tensor
 
-    def __init__(self, smal: SMAL, hierarchy: MeshHierarchy, level: int):
+    def __init__(
+        self, smal: SMAL, hierarchy: MeshHierarchy, level: int, features: int | None = None
+    ):
         super().__init__()
         self.smal, self.hierarchy, self.level = smal, hierarchy, level
         shape = self._down(shape_directions(smal).flatten(1)[None])[0]  # (V', 60)
@@ -71,13 +80,26 @@ class BodySolve(nn.Module):
             start = torch.as_tensor(START[name]).log().expand(size).clone()
             self.register_parameter(f"log_{name}", nn.Parameter(start))
         self.log_edge = nn.Parameter(torch.tensor(math.log(EDGE)))
+        self.doubt = None
+        if features is not None:
+            outputs = 3 * smal.num_joints + 3 + NUM_BETAS + NUM_KEYPOINTS + 1
+            self.doubt = nn.Linear(features, outputs)
+            nn.init.zeros_(self.doubt.weight)
+            nn.init.zeros_(self.doubt.bias)
 
-    def forward(self, out: Prediction, solve: KeypointSolve) -> Answer:
+    def forward(
+        self,
+        out: Prediction,
+        solve: KeypointSolve,
+        look: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Answer:
         """The most likely body, seen by the coarse answer's camera.
 
         Args:
             out: of the coarse network, with `before`, `keypoints` and `outline`.
             solve: the coarse network's, for the derivatives of keypoints.
+            look: gives heat maps (B, 20, H, W) to go on with, by the keypoints (B, 20, 2) of the
+                body that fits those of `out`.
         """
         assert out.before is not None and out.keypoints is not None and out.outline is not None
         scale, logscale = out.coarse.scale, out.betas_logscale
@@ -86,30 +108,32 @@ class BodySolve(nn.Module):
         inside, maps = slopes(out.outline.detach(), SHARP), out.keypoints.maps.detach().flatten(2)
         height, width = out.keypoints.maps.shape[2:]
         centres = cell_centres(height, width, maps)
-        prior = torch.cat([self.log_turns.flatten(), self.log_moves, self.log_betas])
-        tightness = (-2 * prior).exp().diag_embed()  # (P, P)
-        gone = prior.new_zeros(len(pose), len(prior))  # from the network's answer
-        for context in ROUNDS:
+        prior, noise, edge = self._widths(out)
+        tightness = (-2 * prior).exp().diag_embed()  # (B, P, P)
+        gone = torch.zeros_like(prior)  # from the network's answer
+        for number, context in enumerate(ROUNDS + (AGAIN if look else ())):
             body = self.smal(betas, pose, trans, betas_logscale=logscale)
+            if look and number == len(ROUNDS):
+                places = project(keypoints_of(body.joints), scale)[..., :2]
+                maps = look(places).detach().flatten(2)
             world = world_rotations(pose.detach(), self.carried.ancestors)
             estimate = Estimate(body.verts, body.joints, scale)
             parts = (
-                self._keypoints(estimate, world, solve, maps, centres, context),
-                self._edge(estimate, world, inside),
+                self._keypoints(estimate, world, solve, maps, centres, noise, context),
+                self._edge(estimate, world, inside, edge),
             )
-            rows, missing, noise = (torch.cat(of, 1) for of in zip(*parts, strict=True))
+            rows, missing, variance = (torch.cat(of, 1) for of in zip(*parts, strict=True))
             count = world.shape[1]
             turns, moves, _, by_betas = rows.split([3 * count, 3, 1, NUM_BETAS], 2)
             above = self.carried.above(world)
             turns = (turns.unflatten(2, (count, 1, 3)) @ above[:, None]).flatten(2)  # own axes
             rows = torch.cat([turns, moves, by_betas], 2)  # (B, M, P)
             missing = missing + (rows @ gone[..., None]).squeeze(-1)
-            pulls = rows.mT / noise[:, None]
+            pulls = rows.mT / variance[:, None]
             information, pull = pulls @ rows + tightness, pulls @ missing[..., None]
-            whole, singular = torch.linalg.solve_ex(information, pull)
-            step = whole.squeeze(-1) - gone
+            step = solve_definite(information, pull).squeeze(-1) - gone
             # a body that crosses the camera has no derivative to follow: it stays
-            step = torch.where((singular[:, None] == 0) & step.isfinite(), step, 0)
+            step = torch.where(step.isfinite(), step, 0)
             turn, move, shape = step.clamp(-LONGEST, LONGEST).split([3 * count, 3, NUM_BETAS], 1)
             move = not_too_near(move, body.joints.detach())
             gone = gone + torch.cat([turn, move, shape], 1)
@@ -129,12 +153,29 @@ class BodySolve(nn.Module):
         wanted = (depth * ((1 + scale) / (1 + start.estimate.scale))[:, 0]).clamp_min(NEAREST)
         return torch.cat([start.trans[:, :2], (start.trans[:, 2] + wanted - depth)[:, None]], 1)
 
-    def _keypoints(self, body: Estimate, world, solve: KeypointSolve, maps, centres, context):
+    def _widths(self, out: Prediction) -> tuple[torch.Tensor, ...]:
+        """Logs of standard deviations.
+
+        (B, P) of the prior, (B, 20) factors of the keypoints' noise, (B, 1) of the edge.
+        """
+        prior = torch.cat([self.log_turns.flatten(), self.log_moves, self.log_betas])
+        widths = torch.cat([prior, self.log_noise, self.log_edge[None]])
+        widths = widths.expand(len(out.coarse), -1)
+        if self.doubt is not None:
+            pooled = out.features.pooled.detach()
+            pooled = F.layer_norm(pooled, pooled.shape[1:]) / math.sqrt(pooled.shape[1])
+            widths = widths + SPEED * self.doubt(pooled)
+        return widths.split([len(prior), NUM_KEYPOINTS, 1], 1)
+
+    def _keypoints(
+        self, body: Estimate, world, solve: KeypointSolve, maps, centres, log_noise, context
+    ):
         """Derivatives (B, 40, 3 J + 4 + 20), what is missing (B, 40), and its variance (B, 40).
 
         Args:
             world: (B, J, 3, 3) rotations of the joints.
             maps: (B, 20, H W) logits. centres: (H W, 2) of their cells.
+            log_noise: (B, 20) factors.
             context: half crops about the body's keypoint within which a map is believed, or None.
         """
         plane = project(keypoints_of(body.joints), body.scale)  # (B, 20, 3)
@@ -149,13 +190,13 @@ class BodySolve(nn.Module):
         window = near.softmax(-1)  # no evidence: without it a flat map says nothing
         width = (window @ centres.square() - (window @ centres).square()).mean(-1)
         variance = 1 / (1 / spread.clamp_min(1e-4) - 1 / width).clamp_min(1e-5)
-        noise = variance * (2 * self.log_noise).exp()
+        noise = variance * (2 * log_noise).exp()
         missing = (xy - plane[..., :2]).flatten(1).clamp(-2, 2)
         with torch.no_grad():
             rows = solve.derivative(world, body.joints, plane, body.scale)
         return rows, missing, noise.repeat_interleave(2, 1)
 
-    def _edge(self, body: Estimate, world, inside):
+    def _edge(self, body: Estimate, world, inside, log_edge):
         """The same for the way of the rim's vertices to the edge, (B, V', ...)."""
         verts = self._down(body.verts)
         plane = project(verts, body.scale)
@@ -171,5 +212,5 @@ class BodySolve(nn.Module):
             rows = self.carried(rows, zoom, verts, body.joints, world)
         damped = length / (steep + SURE**2) * (2 / inside.shape[2])  # half crops
         way = (-value * damped).clamp(-FARTHEST, FARTHEST)
-        noise = (2 * self.log_edge).exp() / rim.clamp_min(1e-4)
-        return rows, way.squeeze(-1), noise.squeeze(-1)
+        noise = (2 * log_edge).exp() / rim.clamp_min(1e-4).squeeze(-1)  # (B, V')
+        return rows, way.squeeze(-1), noise

@@ -12,6 +12,7 @@ from .coarse import CoarseModel
 from .outline import VertexOutline
 from .outputs import Estimate, Prediction
 from .refiner import Refiner
+from .second_look import SecondLook
 
 
 class CoarseToFine(nn.Module):
@@ -25,7 +26,8 @@ class CoarseToFine(nn.Module):
         hierarchy: of the body's mesh.
         backbone: a name of model.backbone, or the module.
         backbone_weights: a state dict for the backbone, or None.
-        local_feat, num_channels, num_downsampling, num_layers: see RefinerConfig; None: all levels.
+        local_feat, num_channels, num_downsampling, num_layers, second_look: see RefinerConfig;
+            num_layers None: all levels.
         betas_scale, shape_init, unity_mean, img_res, keypoint_maps, outline: see CoarseModel.
 
     Raises:
@@ -48,8 +50,11 @@ class CoarseToFine(nn.Module):
         img_res: int = 224,
         keypoint_maps: bool = False,
         outline: bool = False,
+        second_look: bool = False,
     ):
         super().__init__()
+        if second_look and not outline:
+            raise InputError("second_look needs outline (--outline): it corrects what poses anew")
         if hierarchy.sizes[0] != smal.num_verts:
             raise InputError(
                 f"the mesh hierarchy is of a mesh with {hierarchy.sizes[0]} vertices, the body has "
@@ -65,10 +70,13 @@ class CoarseToFine(nn.Module):
         self.graphnet = Refiner(
             hierarchy, channels, local_feat, num_channels, num_downsampling, num_layers, outline
         )
-        self.body_solve = self.vertex_outline = None
+        self.body_solve = self.vertex_outline = self.second_look = None
         if outline:
-            self.body_solve = BodySolve(smal, hierarchy, num_downsampling)
+            features = channels[-1] if second_look else None
+            self.body_solve = BodySolve(smal, hierarchy, num_downsampling, features)
             self.vertex_outline = VertexOutline(smal, hierarchy, num_downsampling)
+        if second_look:
+            self.second_look = SecondLook()
         self.coarse_frozen = False
 
     @property
@@ -105,7 +113,8 @@ class CoarseToFine(nn.Module):
         out = self.meshnet(image)
         told = None
         if self.body_solve is not None and self.vertex_outline is not None:
-            out.reposed = self.body_solve(out, self.meshnet.solve)
+            look = self._look(out) if self.second_look is not None else None
+            out.reposed = self.body_solve(out, self.meshnet.solve, look)
             verts, pose = out.reposed.estimate.verts, out.reposed.pose
             told = self.vertex_outline(
                 out.outline, verts, out.coarse.scale, pose, out.betas_logscale
@@ -117,3 +126,13 @@ class CoarseToFine(nn.Module):
         body = self.smal(start.betas, start.pose, start.trans, out.del_v, out.betas_logscale)
         out.refined = Estimate(body.verts, body.joints, out.coarse.scale)
         return out
+
+    def _look(self, out: Prediction):
+        """A function that gives corrected heat maps, by a body's keypoints, and notes them."""
+
+        def look(places: torch.Tensor) -> torch.Tensor:
+            assert self.second_look is not None
+            out.second_maps = self.second_look(out.keypoints, out.outline, places)
+            return out.second_maps
+
+        return look

@@ -11,12 +11,14 @@ class RefinerConfig:
     num_channels: width, a multiple of 16.
     num_layers: levels of the mesh hierarchy in use, from the finest.
     num_downsampling: levels above the one on which the network works.
+    second_look: look at the image again where the body posed anew has its keypoints; needs outline.
     """
 
     local_feat: bool = False
     num_channels: int = 256
     num_layers: int = 5
     num_downsampling: int = 1
+    second_look: bool = False
 
 
 @dataclass(frozen=True)

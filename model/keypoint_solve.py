@@ -114,6 +114,25 @@ def not_too_near(moves: torch.Tensor, joints: torch.Tensor) -> torch.Tensor:
     return torch.cat([moves[:, :2], torch.maximum(moves[:, 2:3], near), moves[:, 3:]], 1)
 
 
+def solve_definite(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(B, N, K) the x of matrix x = right, by Cholesky's factors; NaN where there are none.
+
+    A CUDA graph can record it, which it cannot `torch.linalg.solve`.
+
+    Args:
+        matrix: (B, N, N) symmetric, positive definite. right: (B, N, K).
+    """
+    factor, wrong = torch.linalg.cholesky_ex(matrix.detach())
+    factor = factor.where(wrong[:, None, None] == 0, torch.nan)
+
+    def solve(y: torch.Tensor) -> torch.Tensor:
+        half = torch.linalg.solve_triangular(factor, y, upper=False)
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+    x = solve(right.detach())
+    return x + solve(right - matrix @ x)  # of which both derivatives are x's
+
+
 class KeypointSolve(nn.Module):
     """One step of an iterated Kalman update: prior at the estimate, measured by the heat maps.
 
@@ -166,10 +185,9 @@ class KeypointSolve(nn.Module):
         spread = derivative * (2 * prior).exp()  # (B, 40, P)
         noise = keypoints.variance.detach() * (2 * self.log_noise).exp()  # (B, 20)
         seen = spread @ derivative.mT + noise.repeat_interleave(2, 1).diag_embed()  # (B, 40, 40)
-        pull, singular = torch.linalg.solve_ex(seen, missing[..., None])
-        step = (spread.mT @ pull).squeeze(-1)  # (B, P)
+        step = (spread.mT @ solve_definite(seen, missing[..., None])).squeeze(-1)  # (B, P)
         # a body that crosses the camera has no derivative to follow: it stays
-        step = torch.where((singular[:, None] == 0) & step.isfinite(), step, 0)
+        step = torch.where(step.isfinite(), step, 0)
         sizes = 3 * world.shape[1], MOVES, NUM_BETAS
         turns, moves, shape = step.clamp(-LONGEST, LONGEST).split(sizes, 1)
         moves = not_too_near(moves, joints.detach())

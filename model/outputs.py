@@ -80,6 +80,7 @@ class Prediction:
     outline: (B, H, W) logits of the animal's mask, likewise.
     before: the coarse answer before it was moved to these keypoints, where training or the refiner
         asks for it.
+    second_maps: (B, 20, H, W) heat maps of the refiner's second look, None where it takes none.
     reposed: the body that the refiner's offsets are of, where it is not the coarse one.
     """
 
@@ -92,6 +93,7 @@ class Prediction:
     keypoints: Keypoints | None = None
     outline: torch.Tensor | None = None
     before: Answer | None = None
+    second_maps: torch.Tensor | None = None
     reposed: Answer | None = None
     refined: Estimate | None = None
     del_v: torch.Tensor | None = None

@@ -1,5 +1,7 @@
 """Micro-batches: how batches are cut, and that their gradients add up to that of the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,16 +91,18 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(
     """
     monkeypatch.setattr(coarse, "STEPS", steps)
     monkeypatch.setattr(body_solve, "ROUNDS", body_solve.ROUNDS[:steps])
+    monkeypatch.setattr(body_solve, "AGAIN", body_solve.AGAIN[:steps])
     torch.manual_seed(0)
     smal = SMAL(synthetic_body / "smal")
     hierarchy = MeshHierarchy.load(synthetic_body / "mesh_down_sampling_4.npz")
     network = {"backbone": "resnet18", "img_res": 64, "num_channels": 16}
-    network |= {"keypoint_maps": True, "outline": True}
+    network |= {"keypoint_maps": True, "outline": True, "second_look": bool(steps)}
+    weights = replace(WEIGHTS, maps_refine=30.0 if steps else 0.0)
     model = CoarseToFine(smal, hierarchy, **network).eval()
     model.meshnet.training = True  # for the losses before the steps; batch norm stays as it is
     folder = synthetic_body
     prior = priors.shape_prior("smal", smal, folder), priors.pose_prior("smal", folder)
-    step = loop.Step(model, Criterion(WEIGHTS, smal, *prior))
+    step = loop.Step(model, Criterion(weights, smal, *prior))
     batch = _labelled(smal, 7)
     found = []
     for parts in (1, 3):
@@ -106,7 +110,7 @@ def test_gradients_and_terms_add_up_to_those_of_the_batch(
         terms = loop.add_gradients(step, batch, torch.device("cpu"), parts)
         found.append((terms, {n: p.grad for n, p in model.named_parameters()}))
     (terms, gradients), (others, other) = found
-    assert terms.keys() == others.keys() > {*WEIGHTS.terms, "loss"}
+    assert terms.keys() == others.keys() > {*weights.terms, "loss"}
     for name, value in terms.items():
         assert others[name].item() == pytest.approx(value.item(), rel=1e-4), name
     largest = max(g.abs().max() for g in gradients.values() if g is not None)

@@ -152,7 +152,7 @@ def parts(folder, **network):
     size = {"backbone": "resnet18", "img_res": 64, "num_channels": 16}
     model = CoarseToFine(smal, hierarchy, **size, **network).cuda()
     prior = priors.shape_prior("smal", smal, folder), priors.pose_prior("smal", folder)
-    maps = {"maps": 30, "outline": 20} if network else {}
+    maps = {"maps": 30, "outline": 20, "maps_refine": 30, "verts_refine": 60} if network else {}
     weights = LossWeights(dice=100, dice_refine=100, kpts_refine=2, arap=1000, **maps)
     criterion = Criterion(weights, model.smal, *prior).cuda()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
@@ -179,7 +179,7 @@ def test_on_a_gpu_replays_give_the_gradients_that_are_computed(
 
     if room is not None:
         monkeypatch.setattr(triton_cuda, "CAPTURED", room)
-    network = {"keypoint_maps": True, "outline": True} if maps else {}
+    network = dict.fromkeys(("keypoint_maps", "outline", "second_look"), True) if maps else {}
     state, criterion = parts(synthetic_body, **network)
     gradients = step_gradients(state, criterion)
     statistics = Statistics(state.model.train())

@@ -9,7 +9,7 @@ import main_meshgraph
 import render
 from engine import build, losses
 from engine import loop as engine
-from engine.loaders import PLANES, SCORED, Loader, make_loader, set_epoch, to_device
+from engine.loaders import PLANES, Loader, make_loader, set_epoch, to_device
 from engine.options import meshgraph_parser
 from model import CoarseModel, CoarseToFine, Estimate
 from smal_model import SMAL, MeshHierarchy, priors
@@ -225,13 +225,15 @@ def test_the_next_epoch_is_begun_before_validation(few, tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", [None, 0])
 def test_batches_are_samples_with_fewer_bytes_on_their_way(few, seed):
     args = meshgraph_parser().parse_args(["--data_dir", str(few)])
-    images = build.open_sets(args, img_res=32).train
+    sets = build.open_sets(args, img_res=32)
+    images = sets.val if seed is None else sets.train
     batch = next(iter(make_loader(images, 3, 0, torch.device("cpu"), seed)))
+    assert ("inside" in batch) == ("border_mask" in batch) == (seed is None)  # scores alone do
     assert {batch[k].dtype for k in PLANES if k in batch} == {torch.bool}
     there = {i: n for n, i in enumerate(images.indices)}
     expected = default_collate([images[there[int(i)]] for i in batch["index"]])
     moved = to_device(batch, torch.device("cpu"))
-    assert expected.keys() - moved.keys() == (set() if seed is None else set(SCORED))
+    assert expected.keys() == moved.keys()
     for name, value in moved.items():
         if isinstance(value, list):
             assert value == expected[name], name

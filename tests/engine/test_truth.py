@@ -101,8 +101,10 @@ def test_the_refiner_learns_from_ground_truth_too(stage1, tmp_path):
     run = [*run[:-1], str(tmp_path), *SMALL[6:]]
     start = ["--pretrained", str(folder / "checkpoint.pth.tar"), "--num_channels", "16"]
     stage2 = ["--local_feat", "--freezecoarse", "--w_verts_refine", "60", "--w_kpts_refine", "0"]
+    stage2 += ["--second_look", "--w_maps_refine", "30"]
     main_meshgraph.main([*run, *start, *stage2, "--nEpochs", "1"])
-    assert "verts_refine" in (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "verts_refine" in log and "maps_refine" in log
     eval_script.main([*run, "--resume", str(tmp_path / "checkpoint.pth.tar"), "--local_feat"])
     assert "pa_mpvpe_refined" in (tmp_path / "stanford_report.json").read_text()
 
@@ -123,6 +125,10 @@ def test_contradictions_are_refused(data, shared, tmp_path, capsys):
     fails(capsys, [*run, "--outline", "--backbone_weights", "none"], "--w_outline")
     alone = [*run, "--outline", "--w_outline", "1", "--backbone_weights", "none"]
     fails(capsys, alone, "--keypoint_maps")
+    refiner = ["main_meshgraph.py", *run[1:], "--backbone_weights", "none"]
+    fails(capsys, [*refiner, "--w_maps_refine", "1"], "--w_maps_refine", "--second_look")
+    fails(capsys, [*refiner, "--second_look"], "--second_look", "--w_maps_refine")
+    fails(capsys, [*refiner, "--second_look", "--w_maps_refine", "1"], "--outline")
     fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
     fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
     photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]

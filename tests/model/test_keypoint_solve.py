@@ -6,7 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from model.coarse import GLOBAL_ROTATION
 from model.keypoint_maps import Keypoints
-from model.keypoint_solve import KeypointSolve, compose
+from model.keypoint_solve import KeypointSolve, compose, solve_definite
 from smal_model import SMAL
 from smal_model.joints import KEYPOINT_JOINTS
 from smal_model.lbs import kinematic_chain, rodrigues
@@ -41,6 +41,23 @@ def test_composed_turns_are_the_product_of_their_matrices():
     found = Rotation.from_rotvec(compose(turns, rotations).numpy())
     assert (product.inv() * found).magnitude().max() < 1e-5
     assert torch.allclose(compose(torch.zeros(50, 3), rotations / 3), rotations / 3, atol=1e-5)
+
+
+def test_definite_equations_are_solved_with_their_derivatives():
+    torch.manual_seed(0)
+    root, right = torch.randn(2, 5, 5).double(), torch.randn(2, 5, 2).double()
+
+    def solved(root, right, solve=solve_definite):
+        return solve(root @ root.mT + torch.eye(5), right)
+
+    wanted = solved(root, right, torch.linalg.solve)
+    torch.testing.assert_close(solved(root, right), wanted, rtol=1e-12, atol=1e-12)
+    root.requires_grad_()
+    right.requires_grad_()
+    assert torch.autograd.gradcheck(solved, (root, right))
+    wrong = torch.diag_embed(torch.tensor([[1.0, 1, 1], [1, -1, 1]]))
+    found = solve_definite(wrong, torch.ones(2, 3, 1))
+    assert (found[0] == 1).all() and found[1].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from util.metrics import GROUPS, iou, pck
+from util.metrics import GROUPS, aligned_error, best_rotation, iou, pck
 
 AREA = 100.0 * 100.0  # 0.15 of its root is 15 pixels
 
@@ -104,8 +104,6 @@ def test_wrong_shapes_and_names_are_refused():
 def test_aligned_error_ignores_similarities_and_sees_the_rest():
     from scipy.spatial.transform import Rotation
 
-    from util.metrics import aligned_error
-
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(2, 40, 3, generator=generator)
     turn = torch.tensor(
@@ -124,3 +122,30 @@ def test_aligned_error_ignores_similarities_and_sees_the_rest():
     scale = 8 / (8 + 4 * 0.1**2)  # the best scale shrinks the bent square
     expected = ((2**0.5 * (1 - scale)) ** 2 + (0.1 * scale) ** 2) ** 0.5
     assert aligned_error(bent, square).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["near", "unrelated", "mirrored", "flat", "tiny", "nothing"])
+def test_the_best_rotation_is_that_of_the_singular_value_decomposition(kind):
+    generator = torch.Generator().manual_seed(1)
+    t = torch.randn(50, 30, 3, dtype=torch.float64, generator=generator)
+    p = torch.randn(t.shape, dtype=torch.float64, generator=generator)
+    if kind != "unrelated":
+        p = t + 0.1 * p
+    if kind == "mirrored":
+        p = p * torch.tensor([-1.0, 1, 1])
+    if kind == "flat":
+        p[..., 2] = t[..., 2] = 0
+    if kind == "tiny":
+        p, t = 1e-9 * p, 1e-9 * t
+    if kind == "nothing":
+        p = 0 * p
+    product = p.mT @ t
+    rotation, trace = best_rotation(product)
+    u, s, vh = torch.linalg.svd(product.mT)
+    sign = torch.ones_like(s)
+    sign[:, 2] = torch.det(u @ vh).sign()
+    torch.testing.assert_close(trace, (s * sign).sum(1), rtol=1e-12, atol=0)
+    if kind == "nothing":  # any rotation is as good
+        assert (trace == 0).all() and rotation.isfinite().all()
+    else:
+        torch.testing.assert_close(rotation, u * sign[:, None] @ vh, rtol=0, atol=1e-7)
