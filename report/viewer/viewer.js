@@ -14,7 +14,6 @@ function createViewer(canvas, faces) {
     pitch: 0,
     zoom: 1,
     colored: true,
-    center: [0, 0, 0],
     wide: 1,
     high: 1,
     slots: [],
@@ -124,24 +123,23 @@ function slots(count, width, height, stacked) {
   );
 }
 
-/* The middle of all meshes, and how wide (however they turn) and high they are around it. */
+/* Moves each mesh to its own middle, for they may stand at different depths, and measures how wide
+   (however they turn) and high they are around it. */
 function frame(view, meshes) {
-  const low = [Infinity, Infinity, Infinity];
-  const high = [-Infinity, -Infinity, -Infinity];
-  for (const { verts } of meshes)
+  view.wide = view.high = 0;
+  for (const { verts } of meshes) {
+    const low = [Infinity, Infinity, Infinity];
+    const high = [-Infinity, -Infinity, -Infinity];
     for (let i = 0; i < verts.length; i++) {
       low[i % 3] = Math.min(low[i % 3], verts[i]);
       high[i % 3] = Math.max(high[i % 3], verts[i]);
     }
-  view.center = low.map((value, axis) => (value + high[axis]) / 2);
-  view.high = (high[1] - low[1]) / 2;
-  view.wide = 0;
-  for (const { verts } of meshes)
+    const middle = low.map((value, axis) => (value + high[axis]) / 2);
+    for (let i = 0; i < verts.length; i++) verts[i] -= middle[i % 3];
+    view.high = Math.max(view.high, (high[1] - low[1]) / 2);
     for (let i = 0; i < verts.length; i += 3)
-      view.wide = Math.max(
-        view.wide,
-        Math.hypot(verts[i] - view.center[0], verts[i + 2] - view.center[2]),
-      );
+      view.wide = Math.max(view.wide, Math.hypot(verts[i], verts[i + 2]));
+  }
 }
 
 /* From how far away the meshes fill a slot. */
@@ -203,11 +201,11 @@ function threeBackend(canvas, faces) {
         const far = distance(view, w, h);
         const [cos, sin] = [Math.cos(view.pitch), Math.sin(view.pitch)];
         camera.position.set(
-          view.center[0] + far * Math.sin(view.yaw) * cos,
-          view.center[1] + far * sin,
-          view.center[2] + far * Math.cos(view.yaw) * cos,
+          far * Math.sin(view.yaw) * cos,
+          far * sin,
+          far * Math.cos(view.yaw) * cos,
         );
-        camera.lookAt(...view.center);
+        camera.lookAt(0, 0, 0);
         camera.aspect = w / h;
         camera.near = far / 100;
         camera.far = far * 10;
@@ -255,11 +253,7 @@ function paintedBackend(canvas, faces) {
     const points = new Float32Array(verts.length); // column, row, depth
     const space = new Float32Array(verts.length); // camera space
     for (let i = 0; i < verts.length; i += 3) {
-      const [x, y, z] = [
-        verts[i] - view.center[0],
-        verts[i + 1] - view.center[1],
-        verts[i + 2] - view.center[2],
-      ];
+      const [x, y, z] = verts.subarray(i, i + 3);
       const ahead = x * sin + z * cos;
       space.set([x * cos - z * sin, y * cosUp - ahead * sinUp, y * sinUp + ahead * cosUp], i);
       const depth = far - space[i + 2];

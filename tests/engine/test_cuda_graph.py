@@ -8,7 +8,7 @@ from torch import nn
 
 from engine import cuda_graph
 from engine.checkpoint import TrainState
-from engine.cuda_graph import WARM_UP, RecordedGradients
+from engine.cuda_graph import WARM_UP, RecordedGradients, captured
 from engine.loop import Hooks, Statistics, step_gradients, train_epoch
 from engine.losses import Criterion, LossWeights
 from model import CoarseToFine, NetworkConfig
@@ -206,3 +206,13 @@ def test_on_a_gpu_replays_give_the_gradients_that_are_computed(
         largest = max(float(g.abs().max()) for g in other.values())
         for name, grad in grads.items():
             assert float((grad - other[name]).abs().max()) < 1e-3 * largest, name
+
+
+@needs_gpu
+def test_on_a_gpu_a_failed_recording_leaves_random_numbers_as_they_were():
+    torch.manual_seed(3)
+    wanted = torch.randn(4, device="cuda")
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError), captured(torch.cuda.CUDAGraph(), torch.device("cuda", 0)):
+        torch.randn(8, device="cuda").sum().item()
+    assert torch.equal(torch.randn(4, device="cuda"), wanted)

@@ -360,6 +360,23 @@ def test_the_meshes_turn(opened, screenshots):
     check_turning(opened, screenshots)
 
 
+def test_meshes_at_other_depths_are_drawn_as_large(browser, tmp_path, screenshots):
+    verts, faces = ball()
+    colors = np.tile((0.9, 0.1, 0.1), (len(verts), 1))
+    drawn = []
+    for depth in (0, 6):
+        meshes = {"coarse": verts, "refined": verts + [0.5, 0, depth]}
+        image = PageImage("a", None, {"iou": 0.5}, meshes, dict.fromkeys(meshes, colors))
+        browser.resize(1440, 900)
+        browser.open(write_page(tmp_path / str(depth), "Depths", [image], faces).as_uri())
+        browser.wait("document.getElementById('canvas').dataset.drawn")
+        pixels = body(stage(browser, screenshots / f"depth_{depth}.png"))
+        half = pixels.shape[1] // 2
+        drawn.append((pixels[:, : half - 10].sum(), pixels[:, half + 10 :].sum()))
+    assert drawn[0] == pytest.approx(drawn[1], rel=0.02) and min(drawn[0]) > 1000
+    assert drawn[1][0] == pytest.approx(drawn[1][1], rel=0.02)
+
+
 def test_the_meshes_turn_without_webgl(page, tmp_path, screenshots):
     browser = Browser(tmp_path, "--disable-3d-apis")
     try:
