@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from smal_model import NUM_BETAS, SMAL, joints
 from smal_model.mesh import adjacency
-from util.camera import DISTANCE, FOCAL, HALF_CROP
+from util.camera import DISTANCE, FOCAL, HALF_CROP, project
 
 from .collision import Capsules
 from .fur import strand_textures
@@ -61,6 +61,22 @@ class Animal:
     parameters: dict[str, np.ndarray]  # what the SMAL layer was called with, without batch axis
     fur: Fur = Fur()
 
+    def project(self, points) -> np.ndarray:
+        """Points (N, 3) in camera space to the image plane of the crop and depth (N, 3)."""
+        points = torch.from_numpy(np.asarray(points, np.float32))[None]
+        with torch.inference_mode():
+            return project(points, torch.tensor([[self.scale]]))[0].numpy()
+
+    @cached_property
+    def plane(self) -> np.ndarray:
+        """(V, 3) of the vertices; see `project`."""
+        return self.project(self.verts)
+
+    @cached_property
+    def joints_plane(self) -> np.ndarray:
+        """(41, 3) of the joints; see `project`."""
+        return self.project(self.joints)
+
 
 class Studio:
     """What all images share: the body and fields over its rest pose."""
@@ -73,6 +89,7 @@ class Studio:
         centred = self.smal.J_regressor.numpy().astype(np.float64) @ self.rest  # (J, 3)
         self.rest += (rest_joints() - centred).mean(0)
         self.rest_normals = vertex_normals(self.rest, self.faces)
+        self._followers: dict[tuple, np.ndarray] = {}
 
     @cached_property
     def shape_space(self) -> np.ndarray:
@@ -117,6 +134,22 @@ class Studio:
         return hair
 
     @cached_property
+    def coat_length(self) -> np.ndarray:
+        """(V,) from the skin to the tips of a coat of depth 1."""
+        return np.linalg.norm(self.long_coat, axis=1)
+
+    @cached_property
+    def other_shapes(self) -> np.ndarray:
+        """(K - 20, 3 V) shape directions that the network's coefficients leave out."""
+        return self.smal.shapedirs[NUM_BETAS:].numpy().astype(np.float64)
+
+    def followers(self, *joints: int) -> np.ndarray:
+        """(V,) how much each vertex follows any of some joints, from 0 to 1."""
+        if joints not in self._followers:
+            self._followers[joints] = self.smal.weights.numpy()[:, list(joints)].sum(1)
+        return self._followers[joints]
+
+    @cached_property
     def flow(self) -> np.ndarray:
         """(V, 2) along and across the fur's strands: backwards on the trunk, down on the legs."""
         x, y, z = self.rest.T
@@ -135,16 +168,20 @@ class Studio:
         """(V, 3) smooth displacement of the rest pose, outside the shape space: soft dents and
         bulges, lean and heavy parts."""
 
-        def bumps(count, low, high):
-            centre = self.rest[rng.integers(len(self.rest), size=count)]
-            width = rng.uniform(low, high, count)
-            square = (self.rest**2).sum(1)[:, None] - 2 * self.rest @ centre.T + (centre**2).sum(1)
-            return np.exp((-0.5 * square / width**2).astype(np.float32))  # (V, count)
+        rest = self.rest.astype(np.float32)
 
-        shift = bumps(14, 0.12, 0.30) @ rng.normal(0, 0.020, (14, 3))
-        swell = bumps(16, 0.07, 0.18) @ rng.normal(0, 0.020, 16)
+        def bumps(count, low, high):
+            centre = rest[rng.integers(len(rest), size=count)]
+            sharp = (-0.5 / rng.uniform(low, high, count) ** 2).astype(np.float32)[:, None]
+            to_origin = sharp * ((rest * rest).sum(1) + (centre * centre).sum(1)[:, None])
+            return np.exp(to_origin - (2 * sharp * centre) @ rest.T)  # (count, V)
+
+        lumps = bumps(14, 0.12, 0.30)
+        shift = rng.normal(0, 0.020, (14, 3)).T @ lumps  # (3, V)
+        lumps = bumps(16, 0.07, 0.18)
+        swell = rng.normal(0, 0.020, 16) @ lumps
         flesh = np.clip(self.thickness, 0.02, 0.16) / 0.10
-        flat = (shift + (swell * flesh)[:, None] * self.rest_normals).ravel()
+        flat = (shift.T + (swell * flesh)[:, None] * self.rest_normals).ravel()
         return (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
 
     def place(self, drafts: list[Draft], rounds: int = 1) -> list[Animal]:
@@ -166,21 +203,22 @@ class Studio:
         }
         away = (DISTANCE + depth)[:, None]  # (B, 1)
         with torch.inference_mode():
-            posed = self.smal(**parameters).verts.numpy().astype(np.float64)  # about the origin
+            posed = self.smal(**parameters)  # about the origin
+            across = np.ascontiguousarray(posed.verts.mT.numpy(), np.float64)  # (B, 3, V)
             shift = np.zeros((len(drafts), 2))
             for _ in range(rounds):
-                plane = (posed[..., :2] + shift[:, None]) / (away[..., None] + posed[..., 2:])
-                low, high = plane.min(1), plane.max(1)  # (B, 2)
+                plane = (across[:, :2] + shift[..., None]) / (away[..., None] + across[:, 2:])
+                low, high = plane.min(2), plane.max(2)  # (B, 2)
                 focal = 2 * fill * HALF_CROP / (high - low).max(1)
                 shift += (centre * HALF_CROP / focal[:, None] - (low + high) / 2) * away
-            trans = np.column_stack([shift, depth])
-            parameters["trans"] = torch.tensor(trans, dtype=torch.float32)
-            out = self.smal(**parameters)
+            parameters["trans"] = torch.tensor(np.column_stack([shift, depth]), dtype=torch.float32)
+            moved = [part + parameters["trans"][:, None] for part in (posed.verts, posed.joints)]
+            verts, joints = (part.numpy() for part in moved)
         return [
             Animal(
                 breed=draft.breed,
-                verts=out.verts[i].numpy(),
-                joints=out.joints[i].numpy(),
+                verts=verts[i],
+                joints=joints[i],
                 scale=float(np.float32(focal[i] / FOCAL - 1)),
                 up=draft.up,
                 parameters={k: v[i].numpy() for k, v in parameters.items()},

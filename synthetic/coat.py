@@ -37,10 +37,9 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
     """
     p = studio.rest
     x, y, z = p.T
-    weights = studio.smal.weights.numpy()
-    head = weights[:, [joints.HEAD, joints.MOUTH]].sum(1)
-    ears = weights[:, [joints.LEFT_EAR, joints.RIGHT_EAR]].sum(1)
-    tail = weights[:, list(joints.TAIL)].sum(1)
+    head = studio.followers(joints.HEAD, joints.MOUTH)
+    ears = studio.followers(joints.LEFT_EAR, joints.RIGHT_EAR)
+    tail = studio.followers(*joints.TAIL)
     muzzle = np.minimum(x - 0.77, head - 0.5)
     back = z - 0.10 - 0.10 * np.clip((x - 0.30) / 0.3, 0, 1.5)  # above 0: the upper half
     large, small = waves(rng, p, 0.28), waves(rng, p, 0.10)
@@ -98,7 +97,7 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
         layer(np.minimum(-x - rng.uniform(0.85, 1.0), tail - 0.5), 0.03, white)
     if rng.random() < 0.22:  # collar
         along = (p - (rng.uniform(0.47, 0.51), 0, 0.28)) @ np.array([0.82, 0, 0.57])
-        off_neck = weights[:, joints.NECK] + head < 0.4
+        off_neck = studio.followers(joints.NECK) + head < 0.4
         layer(0.018 - np.abs(along) - off_neck, 0.002, rng.uniform(0.05, 0.9, 3), "cloth")
     if rng.random() < 0.5:  # inside of the ears, which opens to the front
         forward = studio.rest_normals @ np.array([0.8, 0, -0.2])
@@ -108,7 +107,8 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
     score = 0.008 - np.abs(z - mouth) - 3 * np.clip(0.735 - x, 0, 1) - (head < 0.5)
     layer(score, 0.005, base * 0.25, "skin")
     for side in (1, -1):
-        from_eye = np.linalg.norm(p - np.array(EYE) * (1, side, 1), axis=1)
+        dx, dy, dz = x - EYE[0], y - side * EYE[1], z - EYE[2]
+        from_eye = np.sqrt(dx * dx + dy * dy + dz * dz)
         layer(0.018 - from_eye, 0.004, fur("black", "chocolate") * 0.4, "skin")
     nose = ((p - (np.array(NOSE) + (-0.018, 0, 0.004))) / (0.030, 0.031, 0.024)) ** 2
     layer(1 - np.sqrt(nose.sum(1)), 0.12, np.array((0.06, 0.05, 0.05)), "skin")

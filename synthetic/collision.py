@@ -29,6 +29,12 @@ class Capsules:
         self.end_directions = shapedirs[:, near].mean(2)  # (K, 2 N, 3)
         self.joints = joint_regressor @ rest
         self.joint_directions = np.einsum("jv,kvc->kjc", joint_regressor, shapedirs)
+        depth = np.zeros(len(at.PARENTS), int)  # of each joint in the skeleton
+        for joint, parent in enumerate(at.PARENTS[1:], 1):
+            depth[joint] = depth[parent] + 1
+        parents = np.array(at.PARENTS)
+        levels = (np.flatnonzero(depth == n) for n in range(1, depth.max() + 1))
+        self.levels = [(level, parents[level]) for level in levels]
         leg_of = np.full(len(at.PARENTS), -1)
         for number, leg in enumerate(at.LEGS):
             leg_of[list(leg)] = number
@@ -52,11 +58,12 @@ class Capsules:
         turns = Rotation.from_rotvec(angles).as_matrix()
         turns[0] = np.eye(3)
         place = np.zeros_like(rest)
-        for joint, parent in enumerate(at.PARENTS[1:], 1):
-            place[joint] = place[parent] + turns[parent] @ (rest[joint] - rest[parent])
-            turns[joint] = turns[parent] @ turns[joint]
+        for joint, parent in self.levels:
+            turn = turns[parent]
+            place[joint] = place[parent] + at.turned(turn, rest[joint] - rest[parent])
+            turns[joint] = turn @ turns[joint]
         of_end = np.repeat(self.bones, 2)
-        moved = np.einsum("nij,nj->ni", turns[of_end], ends - rest[of_end]) + place[of_end]
+        moved = at.turned(turns[of_end], ends - rest[of_end]) + place[of_end]
         return moved.reshape(-1, 2, 3)
 
     def _depths(self, angles, shape):

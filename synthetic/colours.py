@@ -28,27 +28,28 @@ def noise(rng, height: int, width: int, cells: float, octaves: int = 3) -> np.nd
     Returns:
         (H, W) float32.
     """
-    out, weight = np.zeros((height, width), np.float32), 1.0
-    longer = max(height, width)
-    for _ in range(octaves):
+    out: np.ndarray = np.zeros((2, 2), np.float32)
+    weight, longer = 1.2, max(height, width)
+    for _ in range(octaves):  # each on its own small grid: only the sum is drawn in full
         size = [max(2, min(n, int(np.ceil(cells * n / longer)) + 2)) for n in (height, width)]
-        coarse = rng.standard_normal(size, dtype=np.float32)
-        out += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        out = cv2.resize(out, size[::-1], interpolation=cv2.INTER_CUBIC)
+        out += weight * rng.standard_normal(size, dtype=np.float32)
         cells, weight = cells * 2, weight * 0.55
-    return out * 1.2
+    return cv2.resize(out, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def waves(rng, points, length: float, count: int = 18) -> np.ndarray:
     """(N,) smooth random field over points (N, 3), lumps of about `length`, deviation 1."""
-    k = rng.standard_normal((3, count)) / length * 1.6
-    phase = rng.uniform(0, 2 * np.pi, count)
-    return np.cos((points @ k + phase).astype(np.float32)).sum(1) * np.sqrt(2 / count)
+    k = (rng.standard_normal((3, count)) / length * 1.6).astype(np.float32)
+    phase = rng.uniform(0, 2 * np.pi, count).astype(np.float32)
+    angles = k.T @ points.T.astype(np.float32) + phase[:, None]  # (count, N)
+    return np.cos(angles).sum(0) * np.sqrt(2 / count)
 
 
 def mix(a, b, t) -> np.ndarray:
     """a where t is 0, b where it is 1; colours (3,) or (..., 3), t (...)."""
-    t = np.asarray(t, np.float32)[..., None]
-    return a + t * (np.asarray(b, np.float32) - a)
+    a, b, t = (np.asarray(value, np.float32) for value in (a, b, t))
+    return a + t[..., None] * (b - a)
 
 
 def step(x, soft) -> np.ndarray:

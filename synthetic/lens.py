@@ -38,7 +38,8 @@ def develop_wide(rng, image) -> bytes:
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
         image *= (1 - np.float32(rng.uniform(0.05, 0.35)) * (x * x + y * y) / 2)[..., None]
     if rng.random() < 0.35:  # saturation, down to black and white
-        grey = image.mean(2, keepdims=True)
+        red, green, blue = cv2.split(image)
+        grey = ((red + green + blue) / 3)[..., None]
         part = 0.0 if rng.random() < 0.06 else rng.uniform(0.6, 1.35)
         image = grey + np.float32(part) * (image - grey)
     if rng.random() < 0.4:  # contrast

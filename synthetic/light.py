@@ -8,6 +8,7 @@ from render import rasterize
 
 from .colours import step
 from .photograph import Light
+from .surface import bounds, facing
 
 KINDS = {  # how often each is drawn
     "sun": 0.28, "low sun": 0.12, "overcast": 0.22, "window": 0.14, "lamp": 0.10, "flash": 0.08,
@@ -55,19 +56,21 @@ def self_shadow(verts, faces, direction) -> np.ndarray:
 
     Args:
         verts: (V, 3) camera space, body units.
-        faces: (F, 3) int64 tensor.
+        faces: (F, 3), turned outwards.
         direction: (3,) to the sun.
     """
     across = np.cross(direction, (0.31, 0.17, 0.93))
     across /= np.linalg.norm(across)
     basis = np.stack([across, np.cross(direction, across), -direction], 1)  # depth away from it
     p = verts @ basis
-    low, high = p[:, :2].min(0), p[:, :2].max(0)
+    low, high = bounds(p)
+    nearest, low, high = low[2], low[:2], high[:2]
     size = (high - low).max() * 1.04
     plane = np.empty_like(p, dtype=np.float32)
     plane[:, :2] = (p[:, :2] - (low + high) / 2) * 2 / size
-    plane[:, 2] = p[:, 2] - p[:, 2].min() + 1
-    depth = rasterize(torch.from_numpy(plane)[None], faces, (SHADOW_MAP, SHADOW_MAP))
+    plane[:, 2] = p[:, 2] - nearest + 1
+    lit = torch.from_numpy(facing(plane, faces))
+    depth = rasterize(torch.from_numpy(plane)[None], lit, (SHADOW_MAP, SHADOW_MAP))
     nearest = depth.depth[0].numpy()
     nearest = np.where(depth.face[0].numpy() >= 0, nearest, 1e3).astype(np.float32)
     column = ((plane[:, 0] + 1) / 2 * SHADOW_MAP).astype(np.int32)

@@ -2,9 +2,9 @@
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from .colours import fur_colour, mix, noise, random_colour, step
+from .surface import bounds
 
 
 def paint_ground(rng, height: int, width: int, horizon: float) -> np.ndarray:
@@ -24,7 +24,7 @@ def paint_ground(rng, height: int, width: int, horizon: float) -> np.ndarray:
     if kind == "plain":
         sand, snow, asphalt = (0.76, 0.66, 0.48), (0.88, 0.90, 0.94), (0.36, 0.36, 0.37)
         options = (sand, snow, asphalt, (0.60, 0.57, 0.52), (0.42, 0.32, 0.22))
-        base = np.array(options[rng.integers(len(options))]) * rng.uniform(0.85, 1.1)
+        base = np.array(options[rng.integers(len(options))], np.float32) * rng.uniform(0.85, 1.1)
         grain = _grain(rng, height, width)
         return base * (1 + 0.08 * rough + rng.uniform(0.02, 0.09) * grain)[..., None]
     base = random_colour(rng, (0.25, 0.2, 0.15), (0.75, 0.65, 0.6), 0.6)
@@ -35,17 +35,19 @@ def paint_ground(rng, height: int, width: int, horizon: float) -> np.ndarray:
         grain = _grain(rng, height, width)
         return mix(base, other, figure) * (1 + 0.10 * grain + 0.05 * rough)[..., None]
     angle, size = rng.uniform(-0.6, 0.6), rng.uniform(3, 8)
-    u = (np.cos(angle) * across + np.sin(angle) * depth) * size
-    v = (np.cos(angle) * depth - np.sin(angle) * across) * size
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    u = (cos * across + sin * depth) * size
+    v = (cos * depth - sin * across) * size
     if kind == "boards":
         u, v = u * 1.5, v * 0.25
     column = np.floor(u)
     row = np.floor(v + 0.37 * column)
-    shade = rng.uniform(0.8, 1.15, 997)[(column.astype(int) * 31 + row.astype(int) * 17) % 997]
+    board = (column.astype(np.int32) * 31 + row.astype(np.int32) * 17) % 997
+    shade = rng.uniform(0.8, 1.15, 997).astype(np.float32)[board]
     from_joint = 1.0 if kind == "boards" else np.abs(v - np.round(v))
     groove = np.minimum(np.abs(u - np.round(u)), from_joint) < 0.04
-    shade = shade * np.where(groove, 0.6, 1) * (1 + 0.06 * rough)
-    return base * shade[..., None].astype(np.float32)
+    shade *= np.where(groove, np.float32(0.6), np.float32(1)) * (1 + 0.06 * rough)
+    return base * shade[..., None]
 
 
 def _grain(rng, height, width):
@@ -81,11 +83,13 @@ def paint_wall(rng, height: int, width: int) -> np.ndarray:
     if kind == "bricks":
         gap = np.abs(y / size * 2 - row - 0.5) > 0.44
         gap = gap | (np.abs(x / size + 0.5 * (row % 2) - column - 0.5) > 0.47)
-        shade = rng.uniform(0.75, 1.2, 997)[(row * 37 + column * 11).astype(int) % 997]
+        brick = (row * 37 + column * 11).astype(np.int32) % 997
+        shade = rng.uniform(0.75, 1.2, 997).astype(np.float32)[brick]
         brick = mix(np.array((0.55, 0.28, 0.20)), base, rng.random())
         brick = brick * (shade * (1 + 0.1 * rough))[..., None]
         return np.where(gap[..., None], base * 0.9, brick)
     colours = rng.uniform(0.1, 0.7, (997, 1)) + rng.normal(0, 0.12, (997, 3))
+    colours = colours.astype(np.float32)
     shelf = y / size / 1.4
     book = np.floor(shelf) * 53 + np.floor(x / size * rng.uniform(3, 6))
     board = np.abs(shelf - np.round(shelf)) < 0.06
@@ -110,7 +114,8 @@ def random_outline(rng, centre, size) -> np.ndarray:
             waves = 0.25 * np.sin(angle[:, None] * (1, 2, 3) + rng.uniform(0, 6, 3))
             radius = 1 + waves @ rng.normal(0, 0.5, 3)
         corner = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
-    turn = Rotation.from_euler("z", rng.normal(0, 0.15)).as_matrix()[:2, :2]
+    turned = rng.normal(0, 0.15)
+    turn = np.array(((np.cos(turned), -np.sin(turned)), (np.sin(turned), np.cos(turned))))
     return turn.dot((corner * size).T).T + centre
 
 
@@ -160,7 +165,7 @@ def paint_background(rng, xy, size, up, light) -> np.ndarray:
         (H, W, 3) float32.
     """
     height, width = size
-    low, high = xy.min(0), xy.max(0)
+    low, high = bounds(xy)
     tilt = max(float(-up[2]), 0.0)  # how much the camera looks down
     above = rng.uniform(0.05, 0.5) + 2.2 * tilt * rng.uniform(0.6, 1.2)
     horizon = high[1] - (high[1] - low[1]) * above

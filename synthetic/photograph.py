@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from render import rasterize
+from render import coverage, rasterize
 from smal_model import joints
-from util.camera import project
 
 from .animal import Animal, Studio
 from .coat import draw_coat, paint_layers
 from .colours import mix
 from .paint import paint_background, paint_front
-from .surface import on_faces, unit, vertex_normals
+from .surface import bounds, facing, on_faces, unit, vertex_normals
 
 SUPERSAMPLE = 2
 HIDDEN_BEHIND = 0.29  # a joint so far behind the nearest hair (body units) is hidden by the animal
@@ -48,7 +47,7 @@ def choose_frame(rng, plane) -> Frame:
     edge cuts a part of the animal off."""
     side = rng.uniform(150, 250)
     box = Frame(0, 0, 0.0, 0.0, side).to_photo(plane)
-    low, high = box.min(0), box.max(0)
+    low, high = bounds(box)
     larger = (high - low).max()
     margin = rng.uniform(0.03, 0.55, 4) * rng.uniform(0.3, 1.0) * larger  # left, top, right, bottom
     if rng.random() < 0.12:
@@ -128,18 +127,20 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     height, width = frame.height, frame.width
     rgb, alpha = np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32)
     nearest = np.full((height, width), np.inf, np.float32)
-    low = np.clip(np.floor(xy.min(0)).astype(int) - 1, 0, (width - 1, height - 1))
-    high = np.clip(np.ceil(xy.max(0)).astype(int) + 1, low + 1, (width, height))
+    least, greatest = bounds(xy)
+    low = np.clip(np.floor(least).astype(int) - 1, 0, (width - 1, height - 1))
+    high = np.clip(np.ceil(greatest).astype(int) + 1, low + 1, (width, height))
     w, h = (int(n) for n in high - low)
     s = SUPERSAMPLE
-    plane = torch.from_numpy(photo_plane(xy - low, depth, w, h))[None]
-    fragments = rasterize(plane, studio.smal.faces, (h * s, w * s))
+    flat = photo_plane(xy - low, depth, w, h)
+    faces = facing(flat, studio.faces)
+    fragments = rasterize(torch.from_numpy(flat)[None], torch.from_numpy(faces), (h * s, w * s))
     face, bary = fragments.face[0].numpy(), fragments.bary[0].numpy()
     seen = np.flatnonzero(face >= 0)  # (N,) samples
     if not len(seen):
         return rgb, alpha, nearest
     normals = vertex_normals(animal.verts, studio.faces)
-    corner, weight = studio.faces[face.ravel()[seen]], bary.reshape(-1, 3)[seen]  # (N, 3) each
+    corner, weight = faces[face.ravel()[seen]], bary.reshape(-1, 3)[seen]  # (N, 3) each
     paint, normal = _paint_coat(rng, studio, normals, corner, weight)
     hair = rng.standard_normal((h * s, w * s), dtype=np.float32)
     hair = cv2.blur(hair, (1, 5) if rng.random() < 0.7 else (4, 2)).ravel()[seen]
@@ -161,31 +162,26 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     return rgb, alpha, nearest
 
 
-def project_to_crop(points, animal):
-    """(N, 3) image plane of the crop and depth of points (N, 3) in camera space."""
-    points = torch.from_numpy(points.astype(np.float32))[None]
-    return project(points, torch.tensor([[animal.scale]]))[0].numpy()
-
-
 def render_shadow(studio: Studio, animal: Animal, frame: Frame, light: Light) -> np.ndarray:
     """(H, W) how much of the sun the animal takes from the ground under its lowest point."""
     up = animal.up
     above = animal.verts @ up - (animal.verts @ up).min()
     fallen = animal.verts - above[:, None] / (light.direction @ up) * light.direction
-    plane = project_to_crop(fallen, animal)
-    height, width = max(frame.height // 2, 1), max(frame.width // 2, 1)
-    flat = photo_plane(frame.to_photo(plane), plane[:, 2], frame.width, frame.height)
-    fragments = rasterize(torch.from_numpy(flat)[None], studio.smal.faces, (height, width))
-    low_res = (fragments.face[0].numpy() >= 0).astype(np.float32)
-    dark = cv2.resize(low_res, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
-    # Where little light comes under the body the ground is darker, whatever the sun does.
     feet = (animal.verts - above[:, None] * up)[above < 0.25]
-    spots = np.zeros((frame.height, frame.width), np.float32)
-    places = np.round(frame.to_photo(project_to_crop(feet, animal)) - 0.5).astype(int)
-    places = places[((places >= 0) & (places < (frame.width, frame.height))).all(1)]
+    plane = animal.project(np.concatenate([fallen, feet]))
+    xy, half = frame.to_photo(plane), np.array((frame.width, frame.height)) // 2
+    flat = photo_plane(xy, plane[:, 2], frame.width, frame.height)[: len(fallen)]
+    width, height = (int(n) for n in np.maximum(half, 1))  # half the size: a shadow is soft
+    lit = torch.from_numpy(facing(flat, studio.faces))
+    dark = coverage(torch.from_numpy(flat)[None], lit, (height, width), 1)[0].numpy()
+    # Where little light comes under the body the ground is darker, whatever the sun does.
+    spots = np.zeros((height, width), np.float32)
+    places = np.floor(xy[len(fallen) :] / 2).astype(int)
+    places = places[((places >= 0) & (places < (width, height))).all(1)]
     spots[places[:, 1], places[:, 0]] = 1
-    spots = np.clip(cv2.GaussianBlur(spots, (0, 0), frame.side * 0.02) * 6, 0, 0.8)
-    return np.maximum(cv2.GaussianBlur(dark, (0, 0), frame.side * 0.008), spots)
+    spots = np.clip(cv2.GaussianBlur(spots, (0, 0), frame.side * 0.01) * 1.5, 0, 0.8)
+    dark = np.maximum(cv2.GaussianBlur(dark, (0, 0), frame.side * 0.004), spots)
+    return cv2.resize(dark, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
 
 
 def develop(rng, image) -> bytes:
@@ -250,11 +246,10 @@ def label(animal: Animal, frame: Frame, mask, nearest, covered, slack) -> tuple[
     slack = slack * (high - low).max()
     low = np.clip(np.round(low - slack[:2]), 0, None)
     high = np.clip(np.round(high + slack[2:]), low + 2, (frame.width, frame.height))
-    plane = project_to_crop(animal.joints, animal)
     entry = {
         "img_width": frame.width,
         "img_height": frame.height,
-        "joints": _label_keypoints(plane, frame, nearest, covered).tolist(),
+        "joints": _label_keypoints(animal.joints_plane, frame, nearest, covered).tolist(),
         "img_bbox": [int(n) for n in (*low, *(high - low))],
         "is_multiple_dogs": False,
         "seg": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
@@ -283,7 +278,7 @@ def photograph(rng, studio: Studio, animal: Animal, photos=None) -> tuple[bytes,
         The JPEG's bytes, the entry of StanfordExtra's JSON list without its `img_path`, and the
         ground truth's arrays (docs/synthetic.md).
     """
-    plane = project_to_crop(animal.verts, animal)  # (V, 3)
+    plane = animal.plane  # (V, 3)
     frame = choose_frame(rng, plane)
     xy = frame.to_photo(plane)
     light = choose_light(rng, animal.up)

@@ -8,16 +8,17 @@ from smal_model import joints
 from .coat import Layer
 from .colours import mix, random_colour
 from .paint import paint_front, paint_thing, random_outline
+from .skeleton import LEGS
 
 SKIN = ((0.86, 0.66, 0.54), (0.72, 0.50, 0.38), (0.50, 0.33, 0.23), (0.32, 0.21, 0.15))
 
 
 def draw_clothes(rng, studio) -> list[Layer]:
     """Now and then a collar, a bandana, a harness or a coat, as layers over the skin."""
-    p, weights = studio.rest, studio.smal.weights.numpy()
+    p = studio.rest
     x, y, z = p.T
-    neck = weights[:, [joints.NECK, joints.HEAD, joints.MOUTH]].sum(1)
-    legs = weights[:, 7:15].sum(1) + weights[:, 17:25].sum(1)
+    neck = studio.followers(joints.NECK, joints.HEAD, joints.MOUTH)
+    legs = studio.followers(*(joint for leg in LEGS for joint in leg))
     along = (p - (rng.uniform(0.46, 0.53), 0, 0.28)) @ np.array([0.82, 0, 0.57])
     colour = random_colour(rng, (0.02,) * 3, (0.95,) * 3, 0.3)
     layers = []

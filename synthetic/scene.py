@@ -16,9 +16,9 @@ from .fur import KINDS, ragged_outline, strands
 from .lens import develop_wide, draw_focus
 from .light import draw_light, self_shadow
 from .paint import paint_background
-from .photograph import Frame, Light, label, photo_plane, project_to_crop, render_shadow
+from .photograph import Frame, Light, label, photo_plane, render_shadow
 from .props import draw_clothes, paint_before
-from .surface import on_faces, unit, vertex_normals
+from .surface import bounds, facing, on_faces, unit, vertex_normals
 from .wide import draw_wide
 
 SUPERSAMPLE = 2
@@ -31,7 +31,7 @@ def choose_wide_frame(rng, plane) -> Frame:
     round it, far away, or cut a large part of it off."""
     side = rng.uniform(140, 270)
     box = Frame(0, 0, 0.0, 0.0, side).to_photo(plane)
-    low, high = box.min(0), box.max(0)
+    low, high = bounds(box)
     larger = (high - low).max()
     margin = rng.uniform(0.0, 0.5, 4) * rng.uniform(0.1, 1.0) * larger  # left, top, right, bottom
     if rng.random() < 0.24:
@@ -48,11 +48,11 @@ def _fields(studio, animal, light, layers):
     normals = vertex_normals(animal.verts, studio.faces)
     sun = np.ones(len(normals), np.float32)
     if light.sun.max() > 0.3:
-        sun = self_shadow(animal.verts, studio.smal.faces, light.direction)
+        sun = self_shadow(animal.verts, studio.faces, light.direction)
     above = animal.verts @ animal.up
     above -= above.min()
     sky = 1 - 0.5 * np.clip(-(normals @ animal.up), 0, 1) * np.exp(-above / 0.4)
-    length = animal.fur.length * np.linalg.norm(studio.long_coat, axis=1) + 0.004
+    length = animal.fur.length * studio.coat_length + 0.004
     columns = [normals, studio.flow, np.stack([length, sun, sky], 1)]
     scores = np.stack([layer.score for layer in layers], 1)
     return np.concatenate([*columns, scores], 1).astype(np.float32)
@@ -125,16 +125,18 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     size = np.array((frame.width, frame.height))
     rgb, alpha = np.zeros((*size[::-1], 3), np.float32), np.zeros(size[::-1], np.float32)
     nearest = np.full(size[::-1], np.inf, np.float32)
-    plane = project_to_crop(animal.verts, animal)
+    plane = animal.plane
     xy = frame.to_photo(plane)
     zoom = FOCAL * (1 + animal.scale) / (HALF_CROP * plane[:, 2].mean()) * frame.side / 2
     tip = 1.6 * animal.fur.length * zoom + 3  # pixels in a body unit; beyond the skin
-    low = np.clip(np.floor(xy.min(0) - tip).astype(int), 0, size - 1)
-    high = np.clip(np.ceil(xy.max(0) + tip).astype(int), low + 1, size)
+    least, greatest = bounds(xy)
+    low = np.clip(np.floor(least - tip).astype(int), 0, size - 1)
+    high = np.clip(np.ceil(greatest + tip).astype(int), low + 1, size)
     w, h = (int(n) for n in high - low)
     s = SUPERSAMPLE
-    flat = torch.from_numpy(photo_plane(xy - low, plane[:, 2], w, h))[None]
-    fragments = rasterize(flat, studio.smal.faces, (h * s, w * s))
+    flat = photo_plane(xy - low, plane[:, 2], w, h)
+    faces = facing(flat, studio.faces)
+    fragments = rasterize(torch.from_numpy(flat)[None], torch.from_numpy(faces), (h * s, w * s))
     face = fragments.face[0].numpy()
     row, column, sample_row, sample_column, cover = _samples(face)
     if not len(row):
@@ -142,7 +144,7 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     base, layers = draw_coat(rng, studio)
     layers = _quieter(rng, base, layers) + draw_clothes(rng, studio)
     tile = photos.draw_fur(rng) if photos and rng.random() < REAL_FUR else None
-    corner = studio.faces[face[sample_row, sample_column]]  # (N, 3)
+    corner = faces[face[sample_row, sample_column]]  # (N, 3)
     weight = fragments.bary[0].numpy()[sample_row, sample_column]  # (N, 3)
     fields = _fields(studio, animal, light, layers)
     at = on_faces(fields, corner, weight)  # (N, 8 + layers)
@@ -185,14 +187,13 @@ def _other_animal(rng, studio, frame, light, photos):
 
 def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[bytes, dict, dict]:
     """Photographs an animal; see `photograph.photograph`. photos: `photos.Photos` or None."""
-    plane = project_to_crop(animal.verts, animal)
-    frame = choose_wide_frame(rng, plane)
+    frame = choose_wide_frame(rng, animal.plane)
     size = frame.height, frame.width
-    xy = frame.to_photo(plane)
+    xy = frame.to_photo(animal.plane)
     _, light = draw_light(rng, animal.up)
     real = photos and rng.random() < REAL_BACKGROUND
     if real:
-        image = photos.draw_background(rng, size, np.stack([xy.min(0), xy.max(0)]))
+        image = photos.draw_background(rng, size, np.stack(bounds(xy)))
         light = light.under(image.mean((0, 1)))
     else:
         image = paint_background(rng, xy, size, animal.up, light).astype(np.float32)
@@ -208,7 +209,7 @@ def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[b
     shade = rng.uniform(0.25, 0.6) * min(1.0, 0.4 + float(light.sun.max()))
     image *= (1 - np.float32(shade) * render_shadow(studio, animal, frame, light))[..., None]
     image += alpha[..., None] * (rgb - image)
-    places = frame.to_photo(project_to_crop(animal.joints, animal))
+    places = frame.to_photo(animal.joints_plane)
     covered = paint_before(rng, image, alpha >= 0.5, places, np.sign(light.direction[0]) or 1)
     mask = (alpha >= 0.5) & (covered < 0.5)
     slack = rng.normal(0.01, 0.035, 4) if rng.random() < 0.85 else rng.uniform(-0.05, 0.3, 4)

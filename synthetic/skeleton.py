@@ -29,6 +29,11 @@ def _mirrored(point):
     return (point[0], -point[1], point[2])
 
 
+def turned(turns, vectors):
+    """Vectors (N, 3), each turned by its own matrix (N, 3, 3)."""
+    return (turns @ vectors[..., None])[..., 0]
+
+
 def norm(v) -> np.ndarray:
     """Lengths (...) of vectors (..., 3)."""
     return np.sqrt((v * v).sum(-1))

@@ -232,12 +232,32 @@ def vertex_normals(verts, faces, order="C") -> np.ndarray:
     Returns:
         (V, 3).
     """
-    corners = verts[faces]
-    face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    index, face = faces.ravel(order), np.stack([face] * 3, 1)  # (F, 3 corners, 3)
-    parts = [np.bincount(index, face[:, :, k].ravel(order), len(verts)) for k in range(3)]
-    normal = np.stack(parts, 1)
-    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    columns = np.ascontiguousarray(verts.T)  # column by column: numpy is slow on short rows
+    i, j, k = (columns[:, corner] for corner in np.ascontiguousarray(faces.T))  # (3, F) each
+    (ax, ay, az), (bx, by, bz) = j - i, k - i
+    face = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    index, spread = faces.ravel(order), np.repeat if order == "C" else np.tile
+    x, y, z = (np.bincount(index, spread(part, 3), len(verts)) for part in face)
+    return np.stack([x, y, z], 1) / np.maximum(np.sqrt(x * x + y * y + z * z), 1e-12)[:, None]
+
+
+def facing(plane, faces) -> np.ndarray:
+    """The faces (N, 3) that turn their outside to the viewer: of a closed mesh, all that is seen.
+
+    Args:
+        plane: (V, 2 or more), x right and y up.
+        faces: (F, 3), turned outwards.
+    """
+    x, y = np.ascontiguousarray(plane[:, :2].T)
+    i, j, k = np.ascontiguousarray(faces.T)
+    xi, yi = x[i], y[i]
+    return faces[(x[j] - xi) * (y[k] - yi) < (y[j] - yi) * (x[k] - xi)]
+
+
+def bounds(points) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest (C,) of the columns of points (N, C)."""
+    columns = np.ascontiguousarray(points.T)
+    return columns.min(1), columns.max(1)
 
 
 def on_faces(values, corner, weight) -> np.ndarray:

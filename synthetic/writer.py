@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from util.errors import InputError
 from util.files import write_text
+from util.memory import keep_freed_memory
 
 from .animal import Studio
 from .body import write_body
@@ -38,7 +39,7 @@ ANIMAL_POSE_FRACTION = 12  # one image for Animal Pose to so many for StanfordEx
 UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
 BATCH = 16  # images that a process makes at a time
 SETTINGS_FILE = "synthetic.json"
-VERSION = 6  # of the images: raise it with every change of them
+VERSION = 7  # of the images: raise it with every change of them
 
 _studio: Studio | None = None  # of this process
 _photos: Photos | None = None
@@ -48,6 +49,7 @@ def _start_worker(body_dir, backgrounds):
     global _studio, _photos
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    keep_freed_memory()
     _studio = Studio(body_dir)
     _photos = Photos(backgrounds) if backgrounds else None
 
