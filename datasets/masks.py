@@ -1,8 +1,11 @@
 """Masks: COCO's compressed run lengths, boxes, pixels that count neither way."""
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
+KEPT = 2**13  # masks whose runs stay in memory, of about 1 kB each
 UNSURE = 2  # in a mask, besides 0 and 1: the edge that counts neither way
 
 
@@ -13,6 +16,7 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, int(x[-1]) + 1 - left, int(y[-1]) + 1 - top
 
 
+@lru_cache(KEPT)
 def run_lengths(counts: str) -> np.ndarray:
     """Reads COCO's compressed run lengths.
 
@@ -24,7 +28,7 @@ def run_lengths(counts: str) -> np.ndarray:
         counts: the text; columns of the mask, runs of 0 and 1 in turn.
 
     Returns:
-        (N,) int64, lengths of the runs.
+        (N,) int64, lengths of the runs; not to be written to, the next call has them again.
 
     Raises:
         ValueError: the text is empty, damaged or cut off.
@@ -45,6 +49,7 @@ def run_lengths(counts: str) -> np.ndarray:
     numbers[2::2] = np.cumsum(numbers[2::2])
     if numbers.min() < 0:
         raise ValueError("run lengths are damaged: a run of less than nothing")
+    numbers.flags.writeable = False
     return numbers
 
 

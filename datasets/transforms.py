@@ -93,6 +93,7 @@ def cut(
     center: np.ndarray,
     angle: float,
     fill: int,
+    size: int | None = None,
 ) -> np.ndarray:
     """Cuts a rectangle out of an image.
 
@@ -102,20 +103,24 @@ def cut(
         center: (2,) x, y, the point around which the image is turned first.
         angle: degrees, clockwise as seen.
         fill: value of the pixels outside the image.
+        size: side in pixels to which a turned rectangle is resized in the same resampling.
     """
-    width, height = (int(v) for v in high - low)
+    extent = high - low
     if angle:
         cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         back = np.array([[cos, sin], [-sin, cos]])  # from the cut to the image
-        shift = center + back @ (low - center)
+        step = np.ones(2) if size is None else extent / size  # pixels of the cut
+        first = (step - 1) / 2  # where the first pixel's centre lies in the cut
+        shift = center + back @ (low + first - center)
         return cv2.warpAffine(
             image,
-            np.column_stack([back, shift]),
-            (width, height),
+            np.column_stack([back * step, shift]),
+            (size, size) if size else tuple(int(v) for v in extent),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(fill,) * 3,
         )
+    width, height = (int(v) for v in extent)
     out = np.full((height, width) + image.shape[2:], fill, image.dtype)
     x0, y0 = np.maximum(low, 0)
     x1, y1 = np.minimum(high, image.shape[1::-1])
@@ -181,15 +186,17 @@ def make_crop(
     low, high = crop_bounds(center, side)
     angle, flip = augmentation.angle, augmentation.flip
 
-    def cut_out(plane: np.ndarray, fill: int) -> np.ndarray:
-        out = cut(plane, low, high, center, angle, fill)
+    def cut_out(plane: np.ndarray, fill: int, size: int | None = CROP) -> np.ndarray:
+        out = cut(plane, low, high, center, angle, fill, size)
         return (cv2.flip(out, 1) if flip else out).astype(np.float32)
 
     def labels(plane: np.ndarray, fill: int = 0) -> np.ndarray:  # (H, W) of bool to (224, 224)
         plane = plane.astype(np.float32) if angle else plane.view(np.uint8)  # turned: blended
-        return cv2.resize(cut_out(plane, fill), (CROP, CROP))
+        out = cut_out(plane, fill)
+        return out if angle else cv2.resize(out, (CROP, CROP))
 
-    pixels = cut_out(image, 255)  # in [0, 255]
+    # In [0, 255]; turned pixels are resampled once, where no area is to be averaged.
+    pixels = cut_out(image, 255, CROP if img_res == CROP else None)
     planes = {}
     if scored or img_res == CROP:
         crop = cv2.resize(pixels, (CROP, CROP), interpolation=cv2.INTER_LINEAR)

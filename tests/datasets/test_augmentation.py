@@ -97,6 +97,22 @@ def test_a_small_turn_is_near_no_turn():
     assert np.abs(plain.astype(int) - turned).max() <= 1
 
 
+@pytest.mark.parametrize("img_res", [224, 160])
+@pytest.mark.parametrize("angle", [-50.0, 12.0, 33.0])
+def test_a_turned_ramp_keeps_its_closed_form(angle, img_res):
+    """A linear ramp stays linear under linear resampling: no shift, however it is resampled."""
+    y, x = np.mgrid[0:100, 0:120]
+    photo = np.repeat((1 * x + 1 * y)[..., None], 3, -1).astype(np.uint8)
+    change = Augmentation(scale=1.1, angle=angle)
+    sample = make_crop(photo, (45, 33, 40, 30), img_res=img_res, augmentation=change)
+    place = (np.arange(img_res) + 0.5) / img_res * 53 - 0.5  # the cut is 53 pixels wide and high
+    across, down = np.meshgrid(np.trunc(65 - 26.4) + place - 65, np.trunc(48 - 26.4) + place - 48)
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    expected = 65 + cos * across + sin * down + 48 - sin * across + cos * down
+    error = to_image(sample["image"])[..., 1] - expected
+    assert abs(error.mean()) < 0.05 and np.abs(error).max() < 1.3
+
+
 def test_draws_have_the_documented_distribution():
     draws = [
         draw_augmentation(np.random.default_rng((0, 0, i)), augment=True, flip=True)

@@ -71,6 +71,15 @@ def test_every_kind_of_file_gives_the_stored_pixels(tmp_path, smooth, kind):
     assert np.abs(image.astype(int) - smooth).max() <= off
 
 
+@pytest.mark.parametrize(
+    "form", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}]
+)
+def test_jpegs_are_read_as_pillow_reads_them(tmp_path, smooth, form):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(save(Image.fromarray(smooth), "JPEG", **form))
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path)))
+
+
 def test_a_harmless_oddity_of_a_header_is_no_damage(tmp_path, smooth):
     path, data = tmp_path / "odd.jpg", bytearray(save(Image.fromarray(smooth), "JPEG", quality=95))
     data[data.find(b"JFIF") + 5] = 84  # of the revision number
