@@ -3,6 +3,9 @@
 # make test   environment, lint, types, import contracts and tests
 # make clean-demo   removes what `make demo` made
 
+# Many processes start here; where Python may not keep what it compiles, each compiles PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 DATA := data/synthetic

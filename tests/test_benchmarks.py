@@ -29,7 +29,7 @@ def test_the_plain_item_is_ours_but_for_rounding(data, img_res, augment):
         for name in ("image", "mask", "border_mask", "inside"):
             apart = (twin[name] - sample[name]).abs()
             if change.angle:
-                assert apart.mean() < 0.02, name
+                assert apart.mean() < (0.05 if name == "image" else 0.02), name  # once, not twice
             elif name == "border_mask":
                 assert apart.mean() < 1e-3
             else:
