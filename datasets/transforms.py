@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from smal_model.joints import NUM_KEYPOINTS
+from smal_model.joints import MIRRORED, NUM_KEYPOINTS
 from util.camera import CROP
 from util.images import normalize
 
@@ -21,8 +21,6 @@ from .masks import UNSURE
 FAR = 1e6  # pixels; a joint beyond is no place
 BOX_MARGIN = 1.2  # side of the crop / larger side of the box
 MOST_SCALE = 1.25  # of `draw_augmentation`
-# The keypoints of the mirrored animal: left and right change places.
-MIRRORED = np.array([6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18])
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def move_keypoints(
     place = np.trunc(offset * CROP / side + CROP / 2) + 1  # (20, 2)
     visible = known & (np.nan_to_num(joints[:, 2]) > 0)
     out = np.column_stack([place[:, 1], place[:, 0], visible]) * known[:, None]
-    return (out[MIRRORED] if flip else out).astype(np.float32)
+    return (out[list(MIRRORED)] if flip else out).astype(np.float32)
 
 
 def make_crop(

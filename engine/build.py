@@ -47,7 +47,7 @@ def resolve_network(
     conflicts = [
         f"--{name} {value} (the checkpoint has {stored[name]})"
         for name, value in given.items()
-        if name in stored and stored[name] != value
+        if name in stored and stored[name] != value and name != "flip_test"  # shapes no weight
     ]
     if conflicts and checkpoint:
         raise InputError(

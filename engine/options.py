@@ -171,6 +171,8 @@ def _refiner(parser: argparse.ArgumentParser) -> None:
     help_text = "correct the heat maps by the body that fits them, and pose it once more; with "
     help_text += "--outline"
     add("--second_look", action="store_true", default=None, help=help_text)
+    help_text = "do not see the mirrored image too, outside training and with --outline: quicker"
+    add("--no_flip_test", dest="flip_test", action="store_false", default=None, help=help_text)
 
 
 def _training(parser: argparse.ArgumentParser, epochs: int) -> None:

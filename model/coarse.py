@@ -14,7 +14,16 @@ from util.camera import project
 from util.errors import InputError
 
 from .backbone import Backbone, build_backbone
-from .keypoint_maps import PER_KEYPOINT, WIDTH, KeypointMaps, Keypoints, regressor
+from .keypoint_maps import (
+    PER_KEYPOINT,
+    WIDTH,
+    KeypointMaps,
+    Keypoints,
+    keypoints_in,
+    mean_of_maps,
+    mirrored,
+    regressor,
+)
 from .keypoint_solve import KeypointSolve
 from .outline import OutlineMap
 from .outputs import Answer, Estimate, ImageFeatures, Prediction
@@ -255,6 +264,19 @@ class CoarseModel(nn.Module):
         return Prediction(
             estimate, trans, pose, betas, logscale, features, keypoints, outline, before
         )
+
+    def see_mirrored(self, out: Prediction, image: torch.Tensor) -> None:
+        """Averages keypoints and outline of `out` with those that the mirrored image shows.
+
+        A flip test (Newell et al., ECCV 2016); the estimate stays. `image`: as in `forward`.
+        """
+        _, _, maps = self.encoder(image.flip(-1), False)
+        other = self.keypoint_maps([m.float() for m in maps])
+        assert out.keypoints is not None and out.outline is not None
+        outline = self.outline_map(maps[0].float(), other.pyramid)
+        out.outline = (out.outline + outline.flip(-1)) / 2
+        mean = mean_of_maps(out.keypoints.maps, mirrored(other.maps))
+        out.keypoints = keypoints_in(mean, out.keypoints.pyramid)
 
     def _corrected(self, values, keypoints: Keypoints, z):
         """The parameters moved by what their projection lacks from the heat maps.

@@ -26,8 +26,8 @@ class CoarseToFine(nn.Module):
         hierarchy: of the body's mesh.
         backbone: a name of model.backbone, or the module.
         backbone_weights: a state dict for the backbone, or None.
-        local_feat, num_channels, num_downsampling, num_layers, second_look: see RefinerConfig;
-            num_layers None: all levels.
+        local_feat, num_channels, num_downsampling, num_layers, second_look, flip_test: see
+            RefinerConfig; num_layers None: all levels.
         betas_scale, shape_init, unity_mean, img_res, keypoint_maps, outline: see CoarseModel.
 
     Raises:
@@ -51,6 +51,7 @@ class CoarseToFine(nn.Module):
         keypoint_maps: bool = False,
         outline: bool = False,
         second_look: bool = False,
+        flip_test: bool = True,
     ):
         super().__init__()
         if second_look and not outline:
@@ -77,7 +78,7 @@ class CoarseToFine(nn.Module):
             self.vertex_outline = VertexOutline(smal, hierarchy, num_downsampling)
         if second_look:
             self.second_look = SecondLook()
-        self.coarse_frozen = False
+        self.flip_test, self.coarse_frozen = flip_test and outline, False
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +112,8 @@ class CoarseToFine(nn.Module):
     def forward(self, image: torch.Tensor) -> Prediction:
         """Coarse and refined estimates of images (B, 3, img_res, img_res), ImageNet-normalised."""
         out = self.meshnet(image)
+        if self.flip_test and not self.training:
+            self.meshnet.see_mirrored(out, image)
         told = None
         if self.body_solve is not None and self.vertex_outline is not None:
             look = self._look(out) if self.second_look is not None else None

@@ -12,6 +12,8 @@ class RefinerConfig:
     num_layers: levels of the mesh hierarchy in use, from the finest.
     num_downsampling: levels above the one on which the network works.
     second_look: look at the image again where the body posed anew has its keypoints; needs outline.
+    flip_test: outside training, pose the body anew by the keypoints and the outline of the mirrored
+        image too, where there is an outline; it shapes no weight.
     """
 
     local_feat: bool = False
@@ -19,6 +21,7 @@ class RefinerConfig:
     num_layers: int = 5
     num_downsampling: int = 1
     second_look: bool = False
+    flip_test: bool = True
 
 
 @dataclass(frozen=True)

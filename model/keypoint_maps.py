@@ -1,12 +1,13 @@
 """Keypoints as heat maps, and what the coarse network makes of them; beside the paper, optional."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from smal_model.joints import NUM_KEYPOINTS
+from smal_model.joints import MIRRORED, NUM_KEYPOINTS
 from util.camera import HALF_CROP
 
 WIDTH = 96  # channels of the feature pyramid
@@ -79,12 +80,27 @@ class KeypointMaps(nn.Module):
             y = lateral(level)
             x = mix(y if x is None else y + F.interpolate(x, y.shape[2:]))  # (B, WIDTH, H, W)
         assert x is not None
-        maps = self.maps(x).float()  # (B, 20, H, W), stride 8
-        places = (SHARPNESS * maps.flatten(2)).softmax(-1)  # (B, 20, H W)
-        centres = cell_centres(maps.shape[2], maps.shape[3], maps)
-        xy = places @ centres
-        variance = (places @ centres.pow(2) - xy.pow(2)).mean(-1).clamp_min(1e-4)
-        return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance, x)
+        return keypoints_in(self.maps(x).float(), x)  # stride 8
+
+
+def keypoints_in(maps: torch.Tensor, pyramid: torch.Tensor) -> Keypoints:
+    """The keypoints of heat maps (B, 20, H, W), logits."""
+    places = (SHARPNESS * maps.flatten(2)).softmax(-1)  # (B, 20, H W)
+    centres = cell_centres(maps.shape[2], maps.shape[3], maps)
+    xy = places @ centres
+    variance = (places @ centres.pow(2) - xy.pow(2)).mean(-1).clamp_min(1e-4)
+    return Keypoints(maps, xy, places.pow(2).sum(-1).sqrt(), variance, pyramid)
+
+
+def mirrored(maps: torch.Tensor) -> torch.Tensor:
+    """The heat maps (B, 20, H, W) of a mirrored image as those of the image."""
+    return torch.stack([maps[:, k] for k in MIRRORED], 1).flip(-1)
+
+
+def mean_of_maps(maps: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Logits (B, 20, H, W) of the mean of the distributions of two heat maps."""
+    likely = (part.flatten(2).log_softmax(-1) for part in (maps, others))
+    return torch.logaddexp(*likely).view_as(maps) - math.log(2)
 
 
 def keypoint_weights(labels: torch.Tensor, has_label: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,8 @@ LANDMARK_VERTICES = (1863, 26, 2124, 150, 3055, 1097)
 # model's "right".
 KEYPOINT_JOINTS = (14, 13, 12, 24, 23, 22, 10, 9, 8, 20, 19, 18, 25, 31, 34, 33, 35, 36, 37, 38)
 NUM_KEYPOINTS = len(KEYPOINT_JOINTS)
+# The keypoints of the mirrored animal: left and right change places.
+MIRRORED = (6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 12, 13, 15, 14, 16, 17, 19, 18)
 KEYPOINT_NAMES = (
     *(
         f"{leg}_{part}"

@@ -24,9 +24,9 @@ def test_its_scores_on_the_twelve_photographs(shared, synthetic_body, tmp_path):
     eval_script.main([*data, *out, "--resume", str(PRETRAINED)])
     report = json.loads((tmp_path / "out" / "stanford_report.json").read_text())
     assert report["pck"] == pytest.approx(0.865, abs=0.01)
-    assert report["pck_refined"] == pytest.approx(0.860, abs=0.01)
+    assert report["pck_refined"] == pytest.approx(0.853, abs=0.01)
     assert report["iou"] == pytest.approx(0.730, abs=0.005)
-    assert report["iou_refined"] == pytest.approx(0.756, abs=0.005)
+    assert report["iou_refined"] == pytest.approx(0.757, abs=0.005)
 
 
 def test_demo_takes_it_with_its_own_body_and_fits_to_the_outline_it_sees(shared, tmp_path, capsys):

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from datasets.transforms import MIRRORED, Augmentation, draw_augmentation, make_crop
+from datasets.transforms import Augmentation, draw_augmentation, make_crop
+from smal_model.joints import MIRRORED
 from util.images import to_image
 
 from .small_set import HEIGHT, WIDTH, make_entry
@@ -34,9 +35,7 @@ def test_image_mask_and_keypoints_move_together(change):
         cv2.circle(dot, tuple(int(16 * v) for v in joints[k, :2]), 16 * 4, 1, -1, cv2.LINE_8, 4)
         photo = np.repeat(dot[..., None] * 200, 3, -1).astype(np.uint8)
         sample = make_crop(photo, box, dot, joints, augmentation=change)
-        place = (
-            int(np.flatnonzero(MIRRORED == k)[0]) if change.flip else k
-        )  # a mirrored joint has its twin's number
+        place = MIRRORED.index(k) if change.flip else k  # a mirrored joint has its twin's number
         inside = cv2.erode(sample["border_mask"].numpy(), np.ones((5, 5)), borderValue=1)
         for plane in (to_image(sample["image"])[..., 1] / 200.0 * inside, sample["mask"].numpy()):
             rows, cols = np.nonzero(plane > 0.5)

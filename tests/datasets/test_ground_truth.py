@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.ground_truth import Mirror, read_arrays
-from datasets.transforms import MIRRORED
-from smal_model.joints import KEYPOINT_JOINTS
+from smal_model.joints import KEYPOINT_JOINTS, MIRRORED
 from util.errors import InputError
 
 
@@ -58,7 +57,7 @@ def test_the_published_body_has_a_mirror(shared):
     mirror = Mirror.of_body(shared / "samples" / "smal")
     assert (mirror.all_joints[mirror.all_joints] == np.arange(len(mirror.all_joints))).all()
     left_and_right = np.array(KEYPOINT_JOINTS)
-    assert (mirror.all_joints[left_and_right] == left_and_right[MIRRORED]).all()
+    assert (mirror.all_joints[left_and_right] == left_and_right[list(MIRRORED)]).all()
 
 
 def test_arrays_of_one_header_are_not_mixed_up(tmp_path):
