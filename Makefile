@@ -61,7 +61,7 @@ $(OUT)/photos/.done: FORCE | $(VENV)/.installed
 
 # Each stage ends in time on any machine, its learning rate falling to 0.
 $(OUT)/stage1/.done: $(DATA)/synthetic.json
-	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 8 --lr 5e-4 --warmup 150 --max_minutes 6.6 \
+	$(PYTHON) main.py $(LEARN) --w_betas_prior 50 --batch_size 8 --lr 5e-4 --warmup 150 --max_minutes 7.6 \
 		--backbone efficientnet_lite0 --img_res 128 --keypoint_maps --w_maps 300 --outline --w_outline 1000 \
 		--freeze_backbone 3 --output_dir $(OUT)/stage1
 	touch $@
