@@ -49,9 +49,13 @@ def _start_worker(body_dir, backgrounds):
     global _studio, _photos
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    keep_freed_memory()
     _studio = Studio(body_dir)
     _photos = Photos(backgrounds) if backgrounds else None
+
+
+def _start_process(*start):
+    keep_freed_memory()
+    _start_worker(*start)
 
 
 def _make_batch(task):
@@ -118,7 +122,7 @@ def write_images(
         cv2.setNumThreads(threads[1])
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, _start_worker, start) as pool:
+        with ProcessPoolExecutor(num_workers, context, _start_process, start) as pool:
             collect(pool.map(_make_batch, tasks))
 
     write_text(stanford / "StanfordExtra_v12.json", json.dumps(lists[stanford]))
