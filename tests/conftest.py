@@ -76,7 +76,7 @@ def data(tmp_path_factory):
     from synthetic.writer import make_data
 
     folder = tmp_path_factory.mktemp("synthetic")
-    make_data(folder, num_images=24, seed=3, num_workers=2)
+    make_data(folder, num_images=24, seed=3, num_workers=1)
     for split, part in (("train", range(18)), ("val", range(18, 20)), ("test", range(20, 24))):
         np.save(
             folder / "StanfordExtra_v12" / f"{split}_stanford_StanfordExtra_v12.npy",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks import loader, scaling, step
 from datasets import build_dataset
@@ -28,8 +29,11 @@ def test_the_plain_item_is_ours_but_for_rounding(data, img_res, augment):
         assert torch.equal(twin["keypoints"], sample["keypoints"])
         for name in ("image", "mask", "border_mask", "inside"):
             apart = (twin[name] - sample[name]).abs()
-            if change.angle:
-                assert apart.mean() < (0.05 if name == "image" else 0.02), name  # once, not twice
+            if change.angle and name == "image":  # resampled once, the twin twice, which
+                a, b = (F.avg_pool2d(each[name], 5, 1) for each in (twin, sample))
+                assert (a - b).abs().mean() < 0.01  # blurs; a degree off gives 0.03
+            elif change.angle:
+                assert apart.mean() < 0.02, name
             elif name == "border_mask":
                 assert apart.mean() < 1e-3
             else:

@@ -30,9 +30,9 @@ def _term(_):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_six_kills_lose_nothing(data, tmp_path):
-    found = kills.run(data, tmp_path, kills=6, seed=3)
-    assert found.losses == [] and found.kills == 6 and found.runs >= 1
+def test_ten_kills_lose_nothing(data, tmp_path):
+    found = kills.run(data, tmp_path, kills=10, seed=3)
+    assert found.losses == [] and found.kills == 10 and found.runs >= 1
 
 
 def test_a_run_killed_in_its_progress_bar_stops_no_other(data, tmp_path, monkeypatch):

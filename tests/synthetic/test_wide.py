@@ -11,13 +11,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from datasets.annotations import read_mask
-from render import coverage
+from render import coverage, rasterize
 from smal_model import SMAL, joints, priors
 from synthetic import breeds, fur, motion, props, wide
 from synthetic.animal import TO_CAMERA, Studio
 from synthetic.presets import PRESETS
 from synthetic.skeleton import LEGS
-from synthetic.surface import vertex_normals
+from synthetic.surface import facing, vertex_normals
 from synthetic.writer import SETTINGS_FILE, main, make_data, write_images
 from util.camera import DISTANCE
 from util.errors import InputError
@@ -120,6 +120,20 @@ def test_same_seed_and_files_give_the_same_bytes(data, photographs, tmp_path):
     assert len(files) > 45
     same, other, missing = filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", files, False)
     assert (len(same), other, missing) == (len(files), [], [])
+
+
+def test_faces_that_turn_away_are_behind_others(studio, drafts):
+    """What is seen of a closed mesh are its faces that turn to the viewer, but in a few folds."""
+    for animal in studio.place(drafts[:12], PRESETS["wide"].rounds):
+        plane, faces = torch.tensor(animal.plane)[None], studio.smal.faces
+        whole = rasterize(plane, faces, (200, 200))
+        front = torch.from_numpy(facing(animal.plane, studio.faces))
+        assert 0.3 < len(front) / len(faces) < 0.7
+        seen = rasterize(plane, front, (200, 200))
+        covered = whole.face[0] >= 0
+        assert ((seen.face[0] >= 0) == covered).float().mean() > 0.9995
+        same = (seen.depth[0] - whole.depth[0]).abs() < 1e-4
+        assert same[covered].float().mean() > 0.98
 
 
 def test_limbs_stay_outside_the_body(studio):
