@@ -25,6 +25,7 @@ function format(value, column) {
 
 // ---- table
 function buildTable() {
+  get("images").style.setProperty("--columns", columns.length); // so wide is the table
   const headings = [{ label: "Image" }, ...columns];
   headings.forEach((heading, i) => {
     const cell = make("th", undefined, { scope: "col" });
