@@ -58,6 +58,8 @@ def measure(args: argparse.Namespace) -> None:
     distributed.start()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", distributed.local_rank()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     config = NetworkConfig(args.backbone, args.img_res, refiner=RefinerConfig(local_feat=True))
     model = build.build_network(config, args.body, build_backbone(args.backbone)).to(device)

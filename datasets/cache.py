@@ -20,6 +20,7 @@ from util.files import atomic_write, sweep_leftovers
 from .images import read_image
 
 VERSION = 1  # of the file: the parts' pixels one after the other, then the CRC-32 of each part
+UNTOUCHED = 600  # seconds after which a half-written file is that of a process that has ended
 AT_ONCE = 16  # images decoded before they are written
 
 
@@ -58,8 +59,10 @@ class PixelCache:
         fault = ""
         try:
             self.path = folder / f"{name}_{self._key()}.pixels"
-            if distributed.local_rank() == 0 and not self._is_whole():
-                self._make()
+            if distributed.local_rank() == 0:
+                sweep_leftovers(folder, name, UNTOUCHED)
+                if not self._is_whole():
+                    self._make()
         except InputError as error:  # the other processes must not wait for this one
             fault = str(error)
         except OSError as error:
@@ -96,7 +99,6 @@ class PixelCache:
 
     def _make(self) -> None:
         sums = np.zeros(len(self.photographs), np.uint32)
-        sweep_leftovers(self.path.parent, self.name)
         with atomic_write(self.path, self._end + sums.nbytes) as temporary:
             with open(temporary, "wb") as file:
                 parts = tqdm(self._decoded(), "caching images", len(sums), leave=False)

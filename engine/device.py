@@ -43,10 +43,11 @@ def select_device(args: argparse.Namespace) -> torch.device:
         given = f"{processes} processes on this machine"
     if max(ids) >= count:
         raise InputError(f"{given}: this machine has GPUs 0 to {count - 1}")
-    if processes == 1 and len(ids) > 1:
+    if processes == 1 and len(ids) > 1 and distributed.world_size() == 1:
         raise distributed.Relaunch(len(ids))
     if len(ids) != processes:
-        raise InputError(f"{given}: {processes} processes were started; give a GPU for each")
+        found = "one process was" if processes == 1 else f"{processes} processes were"
+        raise InputError(f"{given}: {found} started on this machine; give a GPU for each")
     return torch.device("cuda", ids[local])
 
 

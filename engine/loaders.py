@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import hashlib
 import multiprocessing.util
 import os
 import signal
@@ -193,6 +194,12 @@ class Loader(DataLoader):
                     os.kill(pid, signal.SIGCONT)
 
 
+def _names(dataset) -> list[str]:
+    """Of all images, of all data sets that make up this one."""
+    parts = getattr(dataset, "datasets", None)
+    return list(chain.from_iterable(map(_names, parts))) if parts else dataset.names
+
+
 def make_loader(
     dataset,
     batch_size: int,
@@ -214,6 +221,12 @@ def make_loader(
         shuffle_seed: random seed of the order; None keeps the data set's.
         parts: micro-batches of a shuffled batch.
     """
+    if distributed.world_size() > 1:
+        names = _names(dataset)
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+        if found := distributed.difference(f"{len(names)}, {digest}"):
+            wanted = "see to each machine's copy of the data (python -m datasets.check)"
+            raise InputError(f"the processes see different usable images ({found}): {wanted}")
     cores = max(1, distributed.cores() // distributed.local_world_size())
     num_workers = min(num_workers, cores, len(dataset))
     if num_workers:  # made here, the workers' sockets lie in it, and it goes with this process

@@ -125,11 +125,12 @@ class Hooks:
     """What a pass over the images calls.
 
     on_step: between two steps.
-    on_skip: with the batch and the values of a step that was skipped.
+    on_skip: with the batch and the values of a step that was skipped, and the names of its images
+        in all processes.
     """
 
     on_step: Callable[[], None] = lambda: None
-    on_skip: Callable[[dict, dict], None] = lambda batch, values: None
+    on_skip: Callable[[dict, dict, list], None] = lambda batch, values, names: None
 
 
 def step_gradients(state: TrainState, criterion: Criterion) -> RecordedGradients:
@@ -214,10 +215,11 @@ def train_epoch(
         else:
             statistics.restore()
             done.skipped, state.skipped = done.skipped + 1, state.skipped + 1
-            hooks.on_skip(batch, values)
+            names = distributed.gather_interleaved(list(batch["name"]))
+            hooks.on_skip(batch, values, names)
             if state.skipped >= MOST_SKIPPED or (last and done.skipped == total):
                 advice = "the last checkpoint is from before; lower the learning rate, or look at "
-                advice += f"the images {', '.join(batch['name'])}"
+                advice += f"the images {', '.join(names)}"
                 count = f"in {state.skipped} steps in a row"
                 raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
         if num_failed:
@@ -348,7 +350,7 @@ def _validate(validate: Callable[[], Scores], stop: Stop, save: Callable[[], Non
     try:
         with stop.at_once():
             return validate()
-    except Interrupted:
+    except (Interrupted, RuntimeError):  # the second where another process has left
         save()
         raise
 

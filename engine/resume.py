@@ -148,13 +148,18 @@ def open_run(
         loaders: of the images.
     """
     changed = resume(state, checkpoint, args)
+    weights = str(checkpoint.content.get("checksum"))[:8] if checkpoint else "none"
+    start = f"weights {weights}, epoch {state.epoch + 1}, step {state.progress.steps + 1}"
+    # All have read the checkpoint when this is done: the folder's files may be moved.
+    if found := distributed.difference(start):
+        wanted = "--output_dir and the checkpoint must be on a disk that all machines share"
+        raise InputError(f"the processes start from different checkpoints ({found}): {wanted}")
     if state.epoch >= args.nEpochs:
         raise Finished(
             f"Nothing to do: {state.epoch} of {args.nEpochs} epochs are done (--nEpochs)."
         )
     if state.resumed and state.schedule.elapsed() >= 1:
         raise Finished(f"Nothing to do: its {args.max_minutes:g} minutes are over (--max_minutes).")
-    distributed.barrier()  # all have read the checkpoint: the folder's files may now be moved
     if not distributed.is_main():
         return SilentRun()
     make_output_dir(args.output_dir)

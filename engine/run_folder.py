@@ -196,16 +196,17 @@ class RunFolder:
         with self._reported():
             write_file(self.folder / BEST, self.state.weights_dict())
 
-    def skipped(self, batch: dict, values: dict[str, float]) -> None:
+    def skipped(self, batch: dict, values: dict[str, float], names: list[str]) -> None:
         """Logs a batch whose step was skipped, and keeps the first ones for a look.
 
         Args:
-            batch: of images.
+            batch: of this process' images.
             values: of its losses and the norm of the gradient.
+            names: of the images in all processes.
         """
         found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         text = f"step {self.state.step} was skipped, it is not finite: {found}; "
-        text += f"images {', '.join(batch['name'])}"
+        text += f"images {', '.join(names)}"
         if len(list(self.folder.glob(SKIPPED.format("*")))) < MOST_SKIPPED_FILES:
             path = self.folder / SKIPPED.format(self.state.step)
             arrays: dict = {
@@ -214,7 +215,8 @@ class RunFolder:
             }
             with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
-            text += f"; {path.name} holds them"
+            part = "them" if len(names) == len(batch["name"]) else "those of process 0"
+            text += f"; {path.name} holds {part}"
         self.line(text)
 
 

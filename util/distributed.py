@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from itertools import chain, zip_longest
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+_patient: Any = None  # group of all, for those who wait while others still have images to do
 
 
 class Relaunch(Exception):
@@ -76,7 +79,9 @@ def start() -> None:
     """
     if _number("WORLD_SIZE", 1) < 2 or dist.is_initialized():
         return
+    global _patient
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     if int(os.environ.get("OMP_NUM_THREADS", 1)) < 2:
         torch.set_num_threads(max(1, cores() // local_world_size()))
     if not is_main():
@@ -137,14 +142,21 @@ def gather_interleaved(items: list, to_all: bool = True) -> list:
         return items
     parts: list[Any] = [None] * world_size()
     if to_all:
-        dist.all_gather_object(parts, items)
+        dist.all_gather_object(parts, items, _patient)
     else:
-        dist.gather_object(items, parts if is_main() else None)
+        dist.gather_object(items, parts if is_main() else None, group=_patient)
         if not is_main():
             return []
     missing = object()
     rows = chain.from_iterable(zip_longest(*parts, fillvalue=missing))
     return [item for item in rows if item is not missing]
+
+
+def difference(value) -> str:
+    """Waits until all processes are here; how their values differ, in all of them, else nothing."""
+    first, *others = gather_interleaved([value])
+    found = [(n, other) for n, other in enumerate(others, 1) if other != first]
+    return f"process 0 has {first}, process {found[0][0]} {found[0][1]}" if found else ""
 
 
 def barrier() -> None:

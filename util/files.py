@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,12 +61,14 @@ def atomic_write(path, size: int | None = None) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep_leftovers(folder, name: str = "") -> list[Path]:
+def sweep_leftovers(folder, name: str = "", untouched: float = 0) -> list[Path]:
     """Removes the temporaries of writes that were killed; those of living processes stay.
 
     Args:
         folder: one that `atomic_write` writes to; its subfolders are not looked at.
         name: start of the names of the files that were to be written.
+        untouched: seconds for which nothing was written to what is removed; locks of other machines
+            are not seen on every file system.
 
     Returns:
         The files that were removed.
@@ -77,6 +80,8 @@ def sweep_leftovers(folder, name: str = "") -> list[Path]:
         if not _TEMPORARY.fullmatch(path.name):
             continue
         try:
+            if untouched and time.time() - path.stat().st_mtime < untouched:
+                continue
             handle = os.open(path, os.O_RDWR)
         except OSError:  # gone meanwhile, or not ours
             continue

@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from engine import loop, resume
+from engine.checkpoint import EpochProgress
 from engine.device import select_device
+from engine.loaders import make_loader
 from engine.options import stage1_parser
+from engine.signals import Stop
 from tests.commands import SMALL
 from tests.conftest import ROOT
 from util import distributed
@@ -242,3 +247,38 @@ def test_several_gpus_start_a_process_each(monkeypatch):
     assert select_device(stage1_parser().parse_args([])) == torch.device("cuda", 1)
     with pytest.raises(InputError, match="2 processes were started"):
         select_device(stage1_parser().parse_args(["--gpu_ids", "0,1,2"]))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with a process each
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match="one process was started"):
+        select_device(args)
+
+
+def _beside(monkeypatch, other):
+    """As the first of two processes, of which the second gathers `other` from its values."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather_interleaved", lambda own: [*own, *map(other, own)])
+
+
+def test_processes_that_see_other_images_are_refused(monkeypatch):
+    dataset = SimpleNamespace(datasets=[SimpleNamespace(names=["a", "b"]) for _ in range(2)])
+    _beside(monkeypatch, lambda own: own.replace("4", "3"))
+    with pytest.raises(InputError, match="different usable images .process 0 has 4, .*1 3, "):
+        make_loader(dataset, 2, 0, torch.device("cpu"))
+
+
+def test_processes_that_start_from_other_checkpoints_are_refused(monkeypatch):
+    state = SimpleNamespace(epoch=2, progress=EpochProgress(steps=5))
+    monkeypatch.setattr(resume, "resume", lambda *_: [])
+    _beside(monkeypatch, lambda own: own.replace("epoch 3", "epoch 1"))
+    with pytest.raises(InputError, match="epoch 3, step 6, process 1 weights none, epoch 1"):
+        resume.open_run(state, None, None, None)
+
+
+def test_a_process_that_leaves_in_validation_lets_the_others_save():
+    def validate():
+        raise RuntimeError("Connection closed by peer")
+
+    saved = []
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        loop._validate(validate, Stop(), lambda: saved.append(1))
+    assert saved == [1]
