@@ -95,7 +95,7 @@ def main(argv=None) -> int:
                 failed.append(str(error))
     finally:  # what is done can be seen, whatever stopped the rest
         gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
-    print(f"{len(gallery.images)} results are in {args.output_dir}: open index.html.")
+    print(f"Results are in {args.output_dir}: open index.html ({len(gallery.images)} in it).")
     if args.refine and unmasked:
         reason = "no mask is known" + " and the network sees no outline" * config.outline
         print(f"not refined, since {reason}: {', '.join(unmasked)}", file=sys.stderr)

@@ -37,7 +37,7 @@ def evaluate_checkpoint(args, split: str) -> None:
     dataset, excluded = build.build_test_set(args, split, config.img_res, model.smal)
     build.make_output_dir(args.output_dir)
     if excluded:
-        print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
+        print(f"Unusable images left out: {excluded}; python -m datasets.check lists them.")
 
     results = Results(args.output_dir, model.smal.faces, args.renderer, args.save_results)
     refine = None

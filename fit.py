@@ -50,7 +50,7 @@ def main(argv=None) -> None:
     dataset, excluded = open_images(args, img_res, smal)
     build.make_output_dir(args.output_dir)
     if excluded:
-        print(f"{excluded} unusable images are left out; python -m datasets.check lists them.")
+        print(f"Unusable images left out: {excluded}; python -m datasets.check lists them.")
 
     settings = replace(REFINEMENT if network else FIT, renderer=args.renderer)
     results = Results(args.output_dir, smal.faces, args.renderer, args.save_results)

@@ -24,7 +24,7 @@ class AnimalPose(StanfordExtra):
         path = cls.split_path(data_dir, split)
         if split != "test" and path.parent.is_dir() and not path.is_file():
             raise InputError(
-                f"Animal Pose has no split {split} ({path.name} does not exist): "
-                "only test is published, train on stanford"
+                f"Animal Pose has no split for training or validation ({path.name} does not "
+                "exist): only test is published, train and validate on stanford"
             )
         return super().read_annotations(data_dir, split)

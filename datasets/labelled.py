@@ -280,7 +280,8 @@ class LabelledImages(Dataset, ABC):
                 return self.load(place % len(self), times) | {"failed": failed}
             except InputError as error:
                 failed = failed or f"{self.names[place % len(self)]}: {error}"
-        raise InputError(f"{ATTEMPTS} images in a row cannot be read, the first {failed}")
+        number = min(ATTEMPTS, len(self))
+        raise InputError(f"{number} images in a row cannot be read, the first {failed}")
 
 
 def name_apart(datasets: Sequence[LabelledImages]) -> None:

@@ -41,6 +41,7 @@ def strong_change(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # whoever asks first, others may need gradients
 def _normalization(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """ImageNet's mean and deviation (3, 1, 1), copied to a device once."""
     values = IMAGENET_MEAN, IMAGENET_STD
@@ -49,6 +50,7 @@ def _normalization(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def _noise(side: int, device: torch.device) -> torch.Tensor:
     rng = np.random.default_rng(0)
     return torch.from_numpy(rng.standard_normal((side, side), np.float32)).to(device)

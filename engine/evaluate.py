@@ -56,6 +56,7 @@ def score(out: Prediction, batch: dict, smal: SMAL, renderer: str = "auto") -> S
                 errors[name] = array(metrics.aligned_error(found, true) / body_length)
         groups = {group: pck(group) for group in metrics.GROUPS}
         distance = (estimate.keypoints_px - batch["keypoints"][..., :2]).norm(dim=-1)  # (B, K)
+        distance = distance.nan_to_num(math.inf)  # as `metrics.pck` takes it: missed
         labelled = (batch["keypoints"][..., 2] > 0) & has_keypoints[:, None]
         relative = array(distance / area.sqrt()[:, None], labelled)
         overlaps = array(overlap, has_mask), array(both / either, has_mask)

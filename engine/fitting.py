@@ -243,15 +243,15 @@ def _thinness(lines: Tensor, settings: FitSettings) -> Tensor:
     return settings.w_thin * thin.pow(2).sum(1) / max(1, thin.shape[1])
 
 
-_MODES: WeakKeyDictionary[SMAL, dict] = WeakKeyDictionary()  # of each body, by their number
+_MODES: WeakKeyDictionary[SMAL, dict] = WeakKeyDictionary()  # of each body, by number and stiffness
 
 
 def _prepared(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap, SparseMap, Tensor]:
     """Of `_smooth_modes` and `_struts`, made once for a body."""
-    cached, device = _MODES.setdefault(smal, {}), smal.template.device
-    if settings.modes not in cached or cached[settings.modes][0].device != device:
-        cached[settings.modes] = *_smooth_modes(smal, settings), *_struts(smal)
-    return cached[settings.modes]
+    cached, key = _MODES.setdefault(smal, {}), (settings.modes, settings.stiffness)
+    if key not in cached or cached[key][0].device != smal.template.device:
+        cached[key] = *_smooth_modes(smal, settings), *_struts(smal)
+    return cached[key]
 
 
 def _smooth_modes(smal: SMAL, settings: FitSettings) -> tuple[Tensor, SparseMap]:

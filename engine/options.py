@@ -35,24 +35,28 @@ REFINED_TO = "both", "mask", "keypoints", "outline"  # eval.py's --refine
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
+def _at_least(least: int, text: str, kind: type, name: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a {name}") from None
+    if not value >= least:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected {least} or more")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
+    return _at_least(1, text, int, "whole number")
 
 
 def count(text: str) -> int:
     """A whole number from 0 on."""
-    return int(_number(int(text)))
+    return _at_least(0, text, int, "whole number")
 
 
-def _number(text) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{value:g}: expected 0 or more")
-    return value
+def _number(text: str) -> float:
+    return _at_least(0, text, float, "number")
 
 
 def _fraction(text: str) -> float:

@@ -1,6 +1,7 @@
 """Command-line options of demo.py, app.py and fit.py."""
 
 import argparse
+import math
 from pathlib import Path
 
 from datasets import DATASETS, SPLITS
@@ -17,7 +18,7 @@ def _box(text: str) -> tuple[float, ...]:
         box = tuple(float(part) for part in text.split(","))
     except ValueError:
         box = ()
-    if len(box) != 4 or not min(box[2:]) >= 2:
+    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 2:
         expected = "expected x,y,width,height in pixels of the photograph"
         raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
     return box
@@ -25,7 +26,10 @@ def _box(text: str) -> tuple[float, ...]:
 
 def _one_gpu(text: str) -> list[int]:
     """--gpu_ids of a script that runs in one process."""
-    return [int(text)]
+    ids = gpu_ids(text)
+    if len(ids) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one GPU; this runs in one process")
+    return ids
 
 
 def _running(add, several: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Runs that resume: which checkpoint, whether it is of this run, and the folder that goes on."""
+"""Runs that resume: which checkpoint, whether it is of this run, and the folder that continues."""
 
 import argparse
 import math
@@ -111,7 +111,7 @@ def resume(state: TrainState, checkpoint: Checkpoint | None, args: argparse.Name
         if args.resume == AUTO and refused:
             raise InputError(
                 f"{checkpoint.path} is of a run with other options: {', '.join(refused)}; leave "
-                f"them as they were, or give --resume {checkpoint.path} to go on with these"
+                f"them as they were, or give --resume {checkpoint.path} to resume with these"
             )
         state.load_state_dict(checkpoint)
         if state.progress.steps and any(name in changed for name in ORDER):

@@ -103,7 +103,7 @@ class Prediction:
     def estimates(self) -> dict[str, Estimate]:
         """The estimates that there are by name, `coarse`, `refined`, `fitted`."""
         found = {"coarse": self.coarse, "refined": self.refined, "fitted": self.fitted}
-        return {name: estimate for name, estimate in found.items() if estimate}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
 
     @property
     def own(self) -> Answer:
@@ -118,4 +118,5 @@ class Prediction:
     @property
     def finest(self) -> Estimate:
         """The last of them."""
-        return self.fitted or self.refined or self.coarse
+        *_, finest = self.estimates.values()
+        return finest

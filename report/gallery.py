@@ -56,19 +56,22 @@ class Gallery:
         parameters |= {"betas_logscale": out.betas_logscale, "del_v": out.del_v}
         given = {k: v[i : i + 1] for k, v in parameters.items() if v is not None}
         given["scale"] = finest.scale
-        write_estimate(self.folder, name, estimates, given, self.faces, photograph, task.image)
+        about = photograph, task.image, self.renderer
+        write_estimate(self.folder, name, estimates, given, self.faces, *about)
         image = PageImage(name, strip=f"{name}_strip.png")
         image.files = {"overlay": f"{name}_overlay.png", "parameters": f"{name}_estimate.json"}
         image.files |= {f"{k}.glb": f"{name}_{k}.glb" for k in estimates}
         crop = to_image(task.sample["image"])
         image.meshes = {k: array_of(e.verts[0]) for k, e in estimates.items()}
         shown = {
-            k: vertex_colors(crop, e.verts[0], e.plane[0], self.faces) for k, e in estimates.items()
+            k: vertex_colors(crop, e.verts[0], e.plane[0], self.faces, backend=self.renderer)
+            for k, e in estimates.items()
         }
         image.colors = shown
         if self.turning:
             colors = shown["refined" if "refined" in shown else "coarse"]
-            turntable(self.folder / f"{name}_turntable.gif", finest.verts[0], self.faces, colors)
+            path = self.folder / f"{name}_turntable.gif"
+            turntable(path, finest.verts[0], self.faces, colors, backend=self.renderer)
         self.images.append(image)
 
     def add_video(self, name: str, frames, out: Prediction, crops: list, rate: float) -> None:
@@ -98,7 +101,8 @@ class Gallery:
         with atomic_write(self.folder / f"{name}.mp4") as temporary:
             writer = None
             for t, image in enumerate(frames):
-                over = photograph_overlay(image, finest[t], self.faces, crops[t])
+                about = finest[t], self.faces, crops[t]
+                over = photograph_overlay(image, *about, backend=self.renderer)
                 if writer is None:
                     size, code = over.shape[1::-1], cv2.VideoWriter.fourcc(*"mp4v")
                     writer = cv2.VideoWriter(str(temporary), code, rate, size)

@@ -160,6 +160,7 @@ def write_estimate(
     faces,
     photograph: Photograph,
     image: np.ndarray | None = None,
+    backend: str = "auto",
 ) -> None:
     """Writes `<stem>_<name>.obj`, `.glb`, `.ply`; `<stem>_estimate.json`, `.npz` hold the numbers.
 
@@ -171,6 +172,7 @@ def write_estimate(
         faces: (F, 3).
         photograph: the photograph and the crop's place in it.
         image: (H, W, 3) uint8, the upright photograph, colours the vertices; None: no colours.
+        backend: as in `render.rasterize`.
     """
     given = {name: array_of(value)[0] for name, value in parameters.items() if value is not None}
     width, height = photograph.width, photograph.height
@@ -191,7 +193,7 @@ def write_estimate(
         colors = None
         if image is not None:
             plane = _plane(verts, k, width, height)
-            colors = vertex_colors(image, estimate.verts[0], plane, faces)
+            colors = vertex_colors(image, estimate.verts[0], plane, faces, backend=backend)
         joints = file_axes(estimate.joints[0])  # (J + 6, 3)
         found = pixels(joints, k)[:, :2]  # (J + 6, 2)
         known = len(joints) == len(JOINT_NAMES)
@@ -331,11 +333,11 @@ def turntable(
         backend=backend,
     )
     pixel = 255 * (rgb * alpha[..., None] + 1 - alpha[..., None])
-    pictures = pixel.round().to(torch.uint8).cpu().numpy()  # (N, H, W, 3)
-    palette = Image.fromarray(np.concatenate([*pictures[:: max(1, num_frames // 8)]])).quantize(255)
+    frames = pixel.round().to(torch.uint8).cpu().numpy()  # (N, H, W, 3)
+    palette = Image.fromarray(np.concatenate([*frames[:: max(1, num_frames // 8)]])).quantize(255)
     first, *others = (
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in pictures
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
     )
     duration = 4000 // num_frames  # milliseconds
     with atomic_write(path) as temporary:

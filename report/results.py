@@ -52,13 +52,11 @@ class Results:
                 image.strip = f"{name}.png"
                 image.files = {"arrays": f"{name}.npz"}
                 crop = to_image(batch["image"][i])
-                image.meshes = {n: array_of(e.verts[i]) for n, e in out.estimates.items()}
-                image.colors = {
-                    n: vertex_colors(
-                        crop, e.verts[i], e.plane[i], self.faces, backend=self.renderer
-                    )
-                    for n, e in out.estimates.items()
-                }
+                for n, e in out.estimates.items():
+                    if e.verts[i].isfinite().all():
+                        shown = e.verts[i], e.plane[i], self.faces
+                        image.meshes[n] = array_of(e.verts[i])
+                        image.colors[n] = vertex_colors(crop, *shown, backend=self.renderer)
             self.batches[-1].append(image)
 
     def write_page(self, title: str, facts: Mapping[str, object]) -> None:

@@ -102,7 +102,7 @@ def format_report(report: dict) -> str:
             for name in GROUPS:
                 lines.append(row(f"  {name}", [report[f"pck{s}_by_group"][name] for s in suffixes]))
     if report["excluded"]:
-        lines.append(f"{report['excluded']} unusable images left out")
+        lines.append(f"Unusable images left out: {report['excluded']}")
     return "\n".join(lines)
 
 

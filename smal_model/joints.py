@@ -72,6 +72,7 @@ LOGSCALES = (
 
 
 @lru_cache
+@torch.inference_mode(False)  # whoever asks first, others may need gradients
 def _keypoint_index(device: torch.device) -> torch.Tensor:
     return torch.tensor(KEYPOINT_JOINTS, device=device)  # copied to a device once
 

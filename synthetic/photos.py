@@ -15,6 +15,7 @@ from .fur import TILE
 
 LONGEST = 360  # photographs are read at this longest side, pixels
 KEPT = 256  # photographs in memory, of about 0.8 MB each
+AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # as masks and boxes are
 ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
@@ -29,7 +30,8 @@ class Photos:
     def __init__(self, folder):
         folder = self.folder = Path(folder)
         trimaps, extra = folder / "annotations" / "trimaps", folder / "StanfordExtra_v12.json"
-        self.sources: list[tuple] = []  # (photograph, trimap or run-length code or None)
+        self.sources: list[tuple] = []  # (photograph, trimap or entries with masks or None)
+        self.lists = [extra] if extra.is_file() and not trimaps.is_dir() else []
         if trimaps.is_dir():
             for path in sorted((folder / "images").glob("*.jpg")):
                 if (trimaps / f"{path.stem}.png").is_file():
@@ -54,7 +56,7 @@ class Photos:
 
     def digest(self) -> str:
         """A short name of the photographs and masks that are read, by file names and sizes."""
-        files = [f for source in self.sources for f in source if isinstance(f, Path)]
+        files = [f for source in self.sources for f in source if isinstance(f, Path)] + self.lists
         listed = [f"{f.relative_to(self.folder)} {f.stat().st_size}" for f in files]
         return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:12]
 
@@ -64,7 +66,7 @@ class Photos:
     def _mask(self, source, size):
         """(H, W) uint8 at the photograph's size (height, width): 0 background, 1 animal, 2 edge."""
         if isinstance(source, Path):
-            trimap = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE)
+            trimap = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE | AS_STORED)
             if trimap is None or trimap.shape != tuple(size):
                 raise InputError(f"{source} is no trimap of its photograph's size; remove it")
             return np.array((0, 1, 0, 2), np.uint8)[np.minimum(trimap, 3)]
@@ -74,14 +76,17 @@ class Photos:
                 continue
             code = {"size": [entry["img_height"], entry["img_width"]], "counts": entry["seg"]}
             one = coco_mask.decode(code)
-            if one.shape == mask.shape:
-                mask |= one
+            if one.shape != mask.shape:
+                found = f"{entry['img_path']}: its mask is not of the photograph's size"
+                raise InputError(f"{self.folder}, {found}; remove its entry from the list")
+            mask |= one
         return mask
 
     def _read(self, index):
         """Photograph (H, W, 3) uint8 RGB without its animals, photograph as it is, their mask."""
         path, source = self.sources[index]
-        photo = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        masked = AS_STORED if source else 0  # what no mask belongs to is turned upright
+        photo = cv2.imread(str(path), cv2.IMREAD_COLOR | masked)
         if photo is None:
             raise InputError(f"{path} is not a readable photograph; remove it")
         mask = self._mask(source, photo.shape[:2])
@@ -160,7 +165,7 @@ class Photos:
 def fill_holes(photo, hole) -> np.ndarray:
     """(H, W, 3) uint8 with a hole (H, W) filled from around: each row mirrored at the hole's edges,
     and smooth colours where that would show the hole again."""
-    if not hole.any() or hole.all():
+    if not hole.any():
         return photo
     hole = cv2.dilate(hole.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     width = photo.shape[1]

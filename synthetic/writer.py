@@ -94,7 +94,7 @@ def write_images(
         data_dir: the folder.
         num_images: photographs in StanfordExtra's layout.
         seed: of the random numbers.
-        num_workers: processes; with 1 all happens in this one.
+        num_workers: processes; with 0 or 1 all happens in this one.
         preset: a key of PRESETS.
         backgrounds: folder of real photographs (`photos.Photos`), or None.
     """
@@ -114,7 +114,7 @@ def write_images(
                 bar.update(len(entries))
 
     start = data_dir / "smal", backgrounds
-    if num_workers == 1:
+    if num_workers < 2:
         threads = torch.get_num_threads(), cv2.getNumThreads()
         _start_worker(*start)
         collect(map(_make_batch, tasks))
@@ -151,7 +151,7 @@ def make_data(
         data_dir: the folder; new, empty, or made with the same settings.
         num_images: photographs in StanfordExtra's layout, 20 or more.
         seed: of the random numbers.
-        num_workers: processes; one a core where None.
+        num_workers: processes; one a core where None, this one alone where 0 or 1.
         preset: a key of PRESETS.
         backgrounds: folder of real photographs for the wide preset, or None.
 
@@ -164,6 +164,8 @@ def make_data(
     """
     if num_images < 20:
         raise InputError(f"{num_images} images: at least 20 are needed to fill the three splits")
+    if seed < 0 or (num_workers or 0) < 0:
+        raise InputError(f"--seed {seed}, --num_works {num_workers}: expected 0 or more")
     data_dir = Path(data_dir)
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir} is a file; give a folder")
@@ -183,6 +185,8 @@ def make_data(
             state = f"was made with other settings ({found.read_text().strip()})"
         wanted = json.dumps(settings)
         raise InputError(f"{data_dir} {state}; remove it or give another folder; wanted: {wanted}")
+    if num_workers is None:
+        num_workers = os.cpu_count() or 1
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
@@ -191,9 +195,7 @@ def make_data(
         raise InputError(f"{data_dir} cannot be made ({reason}); give another folder") from error
     try:
         write_body(aside, *PRESETS[preset].priors())
-        write_images(
-            aside, num_images, seed, num_workers or os.cpu_count() or 1, preset, backgrounds
-        )
+        write_images(aside, num_images, seed, num_workers, preset, backgrounds)
         (aside / SETTINGS_FILE).write_text(json.dumps(settings) + "\n")
         aside.chmod(0o755)
         if data_dir.is_dir():

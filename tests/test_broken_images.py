@@ -158,7 +158,7 @@ def test_the_rest_is_scored_as_without_the_broken_images(folders, runs, tmp_path
         assert report["num_images"] == 18
         assert report["excluded"] == (len(broken) if folder == mixed else 0)
     assert tables[0] == tables[1] and tables[0].count(b"\n") == 19
-    assert f"{len(broken)} unusable images are left out" in capsys.readouterr().out
+    assert f"Unusable images left out: {len(broken)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

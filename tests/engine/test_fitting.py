@@ -99,6 +99,21 @@ def test_heading_is_that_of_the_keypoints(body, truth, batch):
     assert cosine.min() > 0.85  # about 30 degrees
 
 
+def test_an_answer_is_kept_more_where_few_keypoints_are_labelled(body, truth, batch):
+    """By `w_start_alone` instead of `w_start`; and its keypoints count, those in the mask most."""
+    smal, prior = body
+    terms, start = Terms(smal, prior, QUICK), perturbed(smal, truth)
+    state = {"pose": truth.pose, "betas": truth.betas}
+    few = batch | {"keypoints": batch["keypoints"] * torch.tensor([1.0, 1, 0])}
+    many, alone = (terms.departure(state, Labels.of(b), start) for b in (batch, few))
+    torch.testing.assert_close(alone, many * QUICK.w_start_alone / QUICK.w_start)
+    assert not terms.start_keypoints(truth.coarse, Labels.of(batch), start).any()
+    inside = terms.start_keypoints(truth.coarse, Labels.of(few), start)
+    moved = few | {"mask": few["mask"].roll(60, 1)}
+    outside = terms.start_keypoints(truth.coarse, Labels.of(moved), start)
+    assert (inside > 0).all() and (outside < 0.5 * inside).all()
+
+
 def test_images_do_not_touch_each_other(body, batch):
     smal, prior = body
     settings = replace(QUICK, round_steps=(3, 3), body_steps=4, deform_steps=4)

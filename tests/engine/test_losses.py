@@ -96,6 +96,23 @@ def test_robust_keypoints_cost_half_at_the_scale_and_one_at_most():
     assert [f.item() for f in found] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_robust_keypoints_are_measured_by_the_mask_and_without_one_by_the_box(synthetic_body):
+    smal = SMAL(synthetic_body / "smal")
+    prior = priors.shape_prior("smal", smal, synthetic_body), None
+    criterion = losses.Criterion(losses.LossWeights(kpts_robust=1), smal, *prior)
+    verts = smal.template[None] + torch.tensor([0.0, 0.0, 1.0])
+    estimate = Estimate(verts, 0.1 * torch.randn(1, 41, 3) + verts.mean(1), torch.zeros(1, 1))
+    labels = torch.cat([estimate.keypoints_px + 20, torch.ones(1, 20, 1)], -1)
+    mask = torch.zeros(1, 224, 224)
+    mask[0, :40, :100] = 1
+    yes = torch.ones(1, dtype=torch.bool)
+    batch = {"keypoints": labels, "has_keypoints": yes, "mask": mask, "area": torch.full((1,), 9e3)}
+    for has_mask, area in ((yes, 4e3), (~yes, 9e3)):
+        found = criterion._robust_keypoints(estimate, batch | {"has_mask": has_mask})
+        given = estimate.keypoints_px, labels, torch.tensor([area]), yes
+        assert found.item() == pytest.approx(losses.robust_keypoint_loss(*given).item())
+
+
 def test_tversky_of_a_perfect_and_an_empty_silhouette():
     mask = torch.zeros(2, 8, 8)
     mask[:, 2:6, 2:6] = 1

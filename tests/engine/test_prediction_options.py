@@ -30,9 +30,10 @@ def test_defaults_of_fit():
     ("option", "value", "told"),
     [
         ("--batch_size", "0", "--batch_size: 0: expected 1 or more"),
-        ("--batch_size", "many", "--batch_size: invalid positive value: 'many'"),
+        ("--batch_size", "many", "--batch_size: 'many': expected a whole number"),
         ("--num_works", "-1", "--num_works: -1: expected 0 or more"),
         ("--seed", "-1", "--seed: -1: expected 0 or more"),
+        ("--gpu_ids", "x", "--gpu_ids: 'x': expected numbers of GPUs"),
         ("--split", "some", "--split: invalid choice: 'some'"),
         ("--data", "data", "unrecognized arguments"),  # no abbreviations
     ],
@@ -51,7 +52,7 @@ def test_boxes_and_ports(capsys):
         30,
         40,
     )
-    for box in ("1,2,30", "1,2,30,1", "1,2,x,40", "1,2,nan,40"):
+    for box in ("1,2,30", "1,2,30,1", "1,2,x,40", "1,2,nan,40", "nan,2,30,40", "1,2,inf,40"):
         with pytest.raises(SystemExit):
             demo_parser().parse_args(["a.jpg", *common, "--bbox", box])
         assert "expected x,y,width,height in pixels" in capsys.readouterr().err

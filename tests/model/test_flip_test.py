@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import CoarseToFine
-from model.keypoint_maps import mean_of_maps, mirrored
+from model.keypoint_maps import mean_of_maps
 from smal_model import SMAL, MeshHierarchy
 from smal_model.joints import KEYPOINT_NAMES, MIRRORED
 
@@ -43,7 +43,8 @@ def test_a_mirrored_image_shows_the_mirrored_keypoints(network):
         training = network.train()(image)
         network.eval()
     likely = mean_of_maps(other.keypoints.maps, other.keypoints.maps)
-    torch.testing.assert_close(out.keypoints.maps, mirrored(likely), rtol=1e-4, atol=1e-4)
+    swapped = likely[:, list(MIRRORED)].flip(-1)  # left paws are right paws there
+    torch.testing.assert_close(out.keypoints.maps, swapped, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(out.outline, other.outline.flip(-1), rtol=1e-4, atol=1e-4)
     assert torch.equal(out.coarse.verts, alone.coarse.verts)
     assert torch.equal(without.outline, alone.outline)

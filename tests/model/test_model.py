@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from datasets import strong
 from datasets.strong import NUM_DRAWS, strong_change
 from model import CoarseModel, CoarseToFine, ImageFeatures
 from model.coarse import SmallMapConv2d
-from model.graph_layers import GraphResBlock, VertexGroupNorm
-from smal_model import SMAL, MeshHierarchy, priors
+from model.graph_layers import GraphConvolution, GraphResBlock, VertexGroupNorm
+from smal_model import SMAL, MeshHierarchy, joints, priors
+from smal_model.joints import keypoints_of
 from util.camera import project
 
 VARIANTS = {
@@ -237,6 +239,14 @@ def test_initial_values(body):
     )
     assert heads["pose_predictor"].pred_layer.weight.std().item() == pytest.approx(1e-4, rel=0.1)
     assert model.encoder.enc_conv1[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for name, mean in (("pred_layer_xy", 0.0), ("pred_layer_z", 0.0)):
+        layer = getattr(heads["trans_predictor"], name)
+        assert layer.weight.std().item() == pytest.approx(1e-4, rel=0.25)
+        assert (layer.bias - mean).abs().max() < 6e-4
+    conv = GraphConvolution(30, 20)
+    bound = 6 / 50**0.5  # of the published code: not Glorot's square root of 6 / 50
+    assert 0.95 * bound < conv.weight.abs().max() <= bound
+    assert 0.7 * bound < conv.bias.abs().max() <= bound
     plain = CoarseModel(smal, backbone="resnet18", betas_scale=True)
     np.testing.assert_allclose(
         plain.code_predictor["betas_predictor"].pred_layer.bias.detach(),
@@ -321,3 +331,18 @@ def test_faults_are_named(body):
         CoarseToFine(smal, hierarchy, backbone="resnet18", num_layers=9)
     with pytest.raises(ValueError, match=r"expected \(B, 3, 224, 224\)"):
         CoarseModel(smal, backbone="resnet18")(torch.zeros(1, 3, 112, 112))
+
+
+def test_what_is_asked_for_first_in_inference_mode_serves_training_too():
+    """Constants that are copied to a device once."""
+    for cached in (joints._keypoint_index, strong._normalization, strong._noise):
+        cached.cache_clear()
+    images, draws = torch.randn(1, 3, 32, 32), torch.rand(1, NUM_DRAWS)
+    with torch.inference_mode():
+        keypoints_of(torch.zeros(1, 41, 3))
+        strong_change(images, draws)
+    bodies = torch.zeros(1, 41, 3, requires_grad=True)
+    keypoints_of(bodies).sum().backward()
+    assert bodies.grad.sum() == 60
+    images.requires_grad_()
+    strong_change(images, draws).sum().backward()

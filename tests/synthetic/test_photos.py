@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthetic.fur import TILE
@@ -62,6 +63,36 @@ def test_stanfordextra_gives_its_training_split_alone(tmp_path):
     assert [path.name for path, _ in photos.sources] == ["0.png", "2.png"]
     clean, photo, _ = photos.read(1)
     assert magenta(photo).any() and not magenta(clean).any()
+    digest = photos.digest()
+    (tmp_path / "StanfordExtra_v12.json").write_text(json.dumps([e | {"seg": ""} for e in entries]))
+    assert Photos(tmp_path).digest() != digest
+
+
+def test_masks_belong_to_photographs_as_they_are_stored(tmp_path):
+    """A photograph that its tag turns for the eye keeps its mask; without masks it is turned."""
+    (tmp_path / "masked" / "Images").mkdir(parents=True)
+    photo, mask = np.full((80, 90, 3), 40, np.uint8), np.zeros((80, 90), np.uint8)
+    mask[5:40, 10:50] = 1
+    photo[mask > 0] = (255, 0, 255)
+    tag = Image.Exif()
+    tag[0x0112] = 6  # a quarter turn
+    for folder in (tmp_path, tmp_path / "masked" / "Images"):
+        Image.fromarray(photo).save(folder / "a.png", exif=tag)
+    code = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    entry = {"img_path": "a.png", "img_width": 90, "img_height": 80, "seg": code}
+    path = tmp_path / "masked" / "StanfordExtra_v12.json"
+    path.write_text(json.dumps([entry]))
+    clean, found, _ = Photos(tmp_path / "masked").read(0)
+    assert found.shape == (80, 90, 3) and magenta(found).any() and not magenta(clean).any()
+    (tmp_path / "masked" / "Images" / "a.png").rename(tmp_path / "masked.png")
+    path.unlink()
+    assert Photos(tmp_path).read(0)[1].shape == (90, 80, 3)
+    Image.fromarray(photo[:60]).save(tmp_path / "masked" / "Images" / "a.png")
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(InputError, match="a.png: its mask is not of the photograph's size"):
+        Photos(tmp_path / "masked").read(0)
+    everywhere = np.ones((80, 90), bool)
+    assert not magenta(fill_holes(photo, everywhere)).any()
 
 
 def test_photographs_without_masks_and_faults(tmp_path):

@@ -16,6 +16,7 @@ from datasets.annotations import read_mask
 from render import coverage
 from smal_model import SMAL, joints
 from synthetic.animal import COAT_DEPTH, Studio
+from synthetic.photograph import Frame, _label_keypoints
 from synthetic.writer import SETTINGS_FILE, SPLITS, main, make_data, write_images
 from util.camera import project, to_pixels
 from util.errors import InputError
@@ -217,6 +218,9 @@ def test_reuses_its_own_folder_and_spares_others(data, tmp_path, capsys):
         make_data(tmp_path / "mine" / "notes.txt", NUM_IMAGES)
     with pytest.raises(InputError, match="at least 20"):
         make_data(tmp_path / "new", 3)
+    for wrong in ({"seed": -1}, {"num_workers": -1}):
+        with pytest.raises(InputError, match="-1.*expected 0 or more"):
+            make_data(tmp_path / "new", NUM_IMAGES, **wrong)
     with pytest.raises(InputError, match="cannot be made"):
         make_data(tmp_path / "mine" / "notes.txt" / "new")
     with pytest.raises(InputError, match="other settings"):
@@ -225,3 +229,17 @@ def test_reuses_its_own_folder_and_spares_others(data, tmp_path, capsys):
         sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
         and len(list(data.parent.iterdir())) == 1
     )
+
+
+def test_joints_behind_the_animal_are_not_visible():
+    """What covers them decides: skin far before them, things in front, the photograph's edge."""
+    frame = Frame(100, 80, 0.0, -10.0, 100.0)
+    plane = np.zeros((41, 3))
+    plane[:, 2] = 1.0  # depth, body units; all in the middle, at column 50, row 40
+    nearest, covered = np.full((80, 100), 0.9), np.zeros((80, 100))
+    assert _label_keypoints(plane, frame, nearest, covered)[:20, 2].all()
+    assert not _label_keypoints(plane, frame, nearest - 0.3, covered).any()  # by 0.4 of a body
+    assert not _label_keypoints(plane, frame, nearest, covered + 0.6).any()
+    plane[joints.KEYPOINT_JOINTS[3], 1] = -1.5  # below the photograph
+    seen = _label_keypoints(plane, frame, nearest, covered)[:20, 2]
+    assert seen.tolist() == [float(k != 3) for k in range(20)]
