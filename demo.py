@@ -35,6 +35,8 @@ from synthetic.body import write_body
 from synthetic.presets import PRESETS
 from util.errors import InputError, run_cli
 
+LARGEST_BOX = 100  # of --bbox, in sides of the photograph
+
 
 def main(argv=None) -> int:
     args = demo_parser().parse_args(argv)
@@ -43,19 +45,27 @@ def main(argv=None) -> int:
     def on_fault(fault: InputError) -> None:
         failed.append(str(fault))
 
+    if args.detector_weights and (args.bbox or args.detector == "none"):
+        reason = "--bbox" if args.bbox else "--detector none"
+        raise InputError(f"--detector_weights has no effect with {reason}; give one of the two")
     paths = find_media(args.input, on_fault, args.output_dir)
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
+    detector = None
+    if args.bbox is None:
+        detector = open_detector(args.detector, args.detector_weights, device)
     folder = body_folder(args)
-    model = build.load_network(config, folder, checkpoint).to(device)
+    try:
+        model = build.load_network(config, folder, checkpoint).to(device)
+    except InputError as error:
+        if folder != args.output_dir / "body":
+            raise
+        raise InputError(f"{error} (or remove {folder}: it is made again)") from None
     refine = None
     if args.refine:
         refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
     predictor = Predictor(model, refine)
-    detector = None
-    if args.bbox is None:
-        detector = open_detector(args.detector, args.detector_weights, device)
     build.make_output_dir(args.output_dir)
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
@@ -117,10 +127,15 @@ def animals_of(photograph: Photograph, bbox, detector: Detector | None) -> list[
     if bbox is not None:
         x, y, w, h = bbox
         height, width = photograph.image.shape[:2]
+        size = f"{width} x {height} pixels"
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            size = f"{width} x {height} pixels"
             raise InputError(f"{photograph.path} has {size}: the box of --bbox lies outside it")
-        return [Animal(np.array(bbox), photograph.mask)]
+        if max(w, h) > LARGEST_BOX * max(width, height):
+            raise InputError(f"{photograph.path} has {size}: the box of --bbox is far larger")
+        columns, rows = (slice(max(int(a), 0), int(np.ceil(a + b))) for a, b in ((x, w), (y, h)))
+        mask = photograph.mask
+        inside = mask is not None and mask[rows, columns].any()
+        return [Animal(np.array(bbox), mask if inside else None)]
     if photograph.mask is not None:
         return [Animal(np.array(photograph.box, float), photograph.mask)]
     return detector(photograph.image) if detector else []
@@ -186,7 +201,10 @@ def predict_video(
                 crops.append((tuple(center), side))
             samples = []
     out = smooth_prediction(parts, predictor.model.smal)
-    rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+    video = cv2.VideoCapture(str(path))
+    rate, promised = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    if len(animals) < 0.95 * promised - 1:  # the file's count is often a guess
+        print(f"{path} ends after {len(animals)} of {promised} frames", file=sys.stderr)
     gallery.add_video(name, frames(), out, crops, rate)
     return masked
 

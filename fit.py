@@ -20,6 +20,7 @@ from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader
 from engine.prediction_options import fit_parser
 from engine.resume import open_checkpoint
+from model import NetworkConfig
 from model.outputs import Prediction
 from report import tables
 from report.results import Results
@@ -41,10 +42,12 @@ def main(argv=None) -> None:
     network, img_res = None, CROP
     if args.resume:
         checkpoint = open_checkpoint(args.resume)
-        given = argparse.Namespace()  # the checkpoint alone shapes the networks
+        given = argparse.Namespace(shape_family_id=args.shape_family_id)
         config = build.resolve_network(given, checkpoint, checkpoint.refined)
         network = build.load_network(config, folder, checkpoint).to(device).eval()
-        img_res = config.img_res
+        img_res, args.shape_family_id = config.img_res, config.shape_family_id
+    elif args.shape_family_id is None:
+        args.shape_family_id = NetworkConfig.shape_family_id
     smal = network.smal if network else SMAL(folder / "smal", args.shape_family_id).to(device)
     prior = pose_prior("smal", folder).to(device)
     dataset, excluded = open_images(args, img_res, smal)

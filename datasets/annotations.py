@@ -45,9 +45,9 @@ class Problem:
 
 def _read_list_bytes(path: Path, expected: str) -> bytes:
     """The content of a list's or a split's file."""
-    if not os.path.isfile(path):
-        raise InputError(f"{path} is missing: {expected}")
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is missing: {expected}")
         if path.stat().st_size > MOST_LIST_BYTES:
             raise InputError(f"{path} holds more than {MOST_LIST_BYTES} bytes: download it again")
         return path.read_bytes()

@@ -122,6 +122,8 @@ def decode(image: Image.Image, path: Path, data: bytes = b"") -> np.ndarray:
         except ValueError as error:
             if not any(text in str(error) for text in HARMLESS):
                 raise InputError(f"{path} is damaged ({error})") from error
+    if image.mode == "F":
+        raise InputError(f"{path} holds numbers with fractions; convert it to 8 or 16 bits")
     try:
         image.load()
         if image.mode.startswith("I"):  # 16 bits

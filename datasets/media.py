@@ -97,7 +97,10 @@ def _formats(path: Path) -> tuple[str, ...]:
 def _read_mask(photograph: Path, size: tuple[int, int]) -> np.ndarray | None:
     """The mask (H, W) uint8 beside a photograph of `size` (height, width), None without one."""
     path = photograph.with_name(photograph.stem + MASK_ENDING)
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return None
+    except OSError:  # a name that would be too long, say
         return None
     mask = (to_grey(open_image(read_bytes(path), path), path) > 0).astype(np.uint8)
     if mask.shape != size:
@@ -118,28 +121,42 @@ def find_media(
     Args:
         inputs: files and folders; a mask beside its photograph is no photograph.
         on_fault: is told of a file that is missing or neither, or a folder that holds none.
-        skip: a folder, one of `inputs` or inside one, to leave out.
+        skip: a folder, one of `inputs` or inside one, to leave out: results go there.
 
     Raises:
-        InputError: such a fault without `on_fault`, or where nothing is left.
+        InputError: such a fault without `on_fault`, where nothing is left, or a file of `inputs`
+            lies where results go.
     """
     known = IMAGE_SUFFIXES | HEIF_SUFFIXES | VIDEO_SUFFIXES
     found: list[Path] = []
     faults: list[InputError] = []
+
+    def unreadable(error: OSError) -> None:
+        faults.append(InputError(f"{error.filename} cannot be read: {error.strerror}"))
+
     for path in map(Path, inputs):
+        try:
+            is_file = path.is_file()
+        except OSError as error:
+            unreadable(error)
+            continue
         if path.is_dir():
             if skip is not None and _same(path, skip):
                 continue
-            inside = [p for p in files_inside(path, skip) if p.suffix.lower() in known]
+            inside = files_inside(path, skip, unreadable)
+            inside = [p for p in inside if p.suffix.lower() in known]
             if not _without_masks(inside):
                 faults.append(InputError(f"{path} holds no photograph or video"))
             found += inside
-        elif not path.is_file():
+        elif not is_file:
             faults.append(InputError(f"{path} is missing"))
         elif path.suffix.lower() not in known:
             expected = ", ".join(sorted(known))
             faults.append(InputError(f"{path} is neither photograph nor video ({expected})"))
         else:
+            if skip is not None and _same(path.parent, skip):
+                where = f"{path} lies in {skip}, where results go"
+                raise InputError(f"{where} and could replace it; give another --output_dir")
             found.append(path)
     for fault in faults:
         if on_fault is None or not found:
@@ -150,10 +167,15 @@ def find_media(
     return _without_masks(found)
 
 
-def files_inside(folder: Path, skip: Path | None = None) -> list[Path]:
-    """The files in a folder and its subfolders, sorted; not those in `skip`, nor hidden ones."""
+def files_inside(
+    folder: Path, skip: Path | None = None, on_error: Callable[[OSError], None] | None = None
+) -> list[Path]:
+    """The files in a folder and its subfolders, sorted; not those in `skip`, nor hidden ones.
+
+    `on_error` is told of folders that cannot be read.
+    """
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=on_error):
         folders[:] = [
             name
             for name in folders

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -285,8 +286,10 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     train, val, excluded, _ = open_sets(args, config.img_res)
     if loss_weights(args).needs_truth:
         if not train.has_ground_truth:
-            terms = ", ".join(f"--w_{name}" for name in TRUTH_TERMS)
-            raise InputError(f"{terms}: they need ground truth, and no training image has any")
+            given = [f"--w_{n}" for n in TRUTH_TERMS if vars(args).get(f"w_{n}")]
+            needs = f"{', '.join(given)} needs ground truth" if len(given) == 1 else ""
+            needs = needs or f"{', '.join(given)} need ground truth"
+            raise InputError(f"{needs}, and no training image has any")
         num_verts = len(load_body(param_dir(args) / "smal").template)
         for part in train.datasets if args.mix else [train]:
             check_body(part, num_verts, args)
@@ -341,4 +344,10 @@ def make_output_dir(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"--output_dir {path} cannot be made ({error.strerror})"
+        raise InputError(f"{reason}; give another folder") from None
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = f"--output_dir {path} cannot be written to ({error.strerror})"
         raise InputError(f"{reason}; give another folder") from None

@@ -272,6 +272,10 @@ def load_checkpoint(path) -> Checkpoint:
                 f"the weights in {path} are not those that were written (checksum): take another "
                 "file, or delete its entry `checksum` where the change is meant"
             )
+    for key, value in items:
+        if value.is_floating_point() and not value.isfinite().all():
+            found = f"{key} in {path} holds values that are not finite, of a training that diverged"
+            raise InputError(f"{found}; take another checkpoint")
     if "stage" in content and (fault := _content_fault(content)):
         raise InputError(f"{path} is damaged ({fault}); take another checkpoint")
     state_dict = {key.removeprefix("module."): value for key, value in items}

@@ -29,9 +29,9 @@ def read_file(path: Path):
     Raises:
         InputError: there is no such file, it is damaged, would fill the memory, or asks for code.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; give the path of a checkpoint")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file; give the path of a checkpoint")
         with open(path, "rb") as file:
             archive = file.read(len(_ZIP)) == _ZIP
         if archive:
@@ -41,6 +41,8 @@ def read_file(path: Path):
         _check_tensors(content)
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file can raise nearly anything
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else "it is damaged, or no PyTorch file"

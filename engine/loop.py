@@ -218,8 +218,8 @@ def train_epoch(
             names = distributed.gather_interleaved(list(batch["name"]))
             hooks.on_skip(batch, values, names)
             if state.skipped >= MOST_SKIPPED or (last and done.skipped == total):
-                advice = "the last checkpoint is from before; lower the learning rate, or look at "
-                advice += f"the images {', '.join(names)}"
+                advice = "nothing of them was kept; lower the learning rate, or look at the images "
+                advice += ", ".join(names)
                 count = f"in {state.skipped} steps in a row"
                 raise InputError(f"the loss is not finite ({values}) {count}: {advice}")
         if num_failed:

@@ -32,6 +32,7 @@ STEERING = (
 MAY_CHANGE = "lr", "alpha", "beta", "grad_accum", "grad_clip"  # in a run
 FREE = MAY_CHANGE + WEIGHTS + WEIGHTS_REFINED
 REFINED_TO = "both", "mask", "keypoints", "outline"  # eval.py's --refine
+LARGEST = 2**63  # numbers of options are below it: seeds have 64 bits
 AUTO = "auto"  # --resume: the newest whole checkpoint of --output_dir
 
 
@@ -42,6 +43,8 @@ def _at_least(least: int, text: str, kind: type, name: str):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a {name}") from None
     if not value >= least:
         raise argparse.ArgumentTypeError(f"{value:g}: expected {least} or more")
+    if value >= LARGEST:
+        raise argparse.ArgumentTypeError(f"{value:g}: expected less than {LARGEST:g}")
     return value
 
 

@@ -67,7 +67,8 @@ def demo_parser() -> argparse.ArgumentParser:
     parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
     shown, add = "(default: %(default)s)", parser.add_argument
     add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
-    add("--bbox", type=_box, metavar="X,Y,W,H", help="the animal's box, pixels of the photograph")
+    help_text = "the animal's box, pixels of the photograph (--bbox=-5,0,90,80 left of it)"
+    add("--bbox", type=_box, metavar="X,Y,W,H", help=help_text)
     help_text = "fit the answer to the mask, given or detected, else to the outline that the "
     help_text += "network sees"
     add("--refine", action="store_true", help=help_text)
@@ -97,7 +98,7 @@ def fit_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="stanford", help=shown)
     add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
     add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
-    add("--shape_family_id", type=int, default=1, help=f"without --resume; SMAL family {shown}")
+    add("--shape_family_id", type=int, help="without --resume; SMAL family (default: 1, dogs)")
     add("--save_results", action="store_true", help="a strip and the arrays of each image")
     add("--batch_size", type=positive, default=8, help=f"images a step {shown}")
     add("--num_works", type=count, default=4, help=f"data-loader workers {shown}")

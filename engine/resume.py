@@ -33,7 +33,6 @@ def find_checkpoint(args: argparse.Namespace) -> Checkpoint | None:
         if getattr(args, "freezecoarse", False):
             needed = f"--freezecoarse needs --pretrained: {args.output_dir} holds no checkpoint"
             raise InputError(f"{needed}, and a coarse network with random weights would be frozen")
-        print(f"--resume auto: {args.output_dir} holds no checkpoint: it starts anew.")
         return None
     source = args.resume or pretrained
     return open_checkpoint(source) if source else None
@@ -162,6 +161,8 @@ def open_run(
         raise Finished(f"Nothing to do: its {args.max_minutes:g} minutes are over (--max_minutes).")
     if not distributed.is_main():
         return SilentRun()
+    if args.resume == AUTO and checkpoint is None:
+        print(f"--resume auto: {args.output_dir} holds no checkpoint: it starts anew.")
     make_output_dir(args.output_dir)
     here = in_place(state, checkpoint, args)
     if here and checkpoint and checkpoint.path.name == PREVIOUS:

@@ -44,6 +44,8 @@ class Gallery:
             i: position in it.
         """
         name, estimates = task.name, {k: e[i] for k, e in out.estimates.items()}
+        if not all(e.verts.isfinite().all() for e in estimates.values()):
+            raise InputError(f"the network's mesh of {task.path} is not finite: take another")
         finest = estimates.get("refined") or estimates["coarse"]
         over = photograph_overlay(task.image, finest, self.faces, task.crop, backend=self.renderer)
         write_png(self.folder / f"{name}_overlay.png", over)

@@ -43,6 +43,8 @@ class Preview:
         run.image("val", image_grid(strips), step)
         for i in range(min(NUM_MESHES, len(images))):
             one = out.finest[i]
+            if not one.verts.isfinite().all():  # a training that diverges shows nothing
+                continue
             shown = to_image(images[i]), one.verts[0], one.plane[0], faces
             colors = vertex_colors(*shown, backend=self.renderer)  # (V, 3)
             run.mesh(f"val/mesh_{i + 1}", *mesh_in_file_axes(one.verts[0], faces), colors, step)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import main
+from engine import build
 from tests.commands import SMALL, fails
 from tests.conftest import ROOT
 from util.errors import InputError
@@ -36,6 +37,26 @@ def test_bad_input_ends_the_process_without_a_traceback(tmp_path):
         result.stderr
         == "eval.py: error: nowhere.pth.tar: there is no such file; give the path of a checkpoint\n"
     )
+
+
+def test_results_that_could_not_be_written_stop_before_the_work(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(build.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match="out cannot be written to .Read-only.*another folder"):
+        build.make_output_dir(tmp_path / "out")
+
+
+def test_weights_without_end_are_refused(capsys):
+    fails(capsys, ["main.py", "--w_kpts", "inf"], "--w_kpts: inf: expected less")
+
+
+def test_the_family_is_that_of_the_checkpoint(data, runs, capsys):
+    """Of a fit that starts from a network."""
+    checkpoint = runs / "stage2" / "checkpoint.pth.tar"
+    command = ["fit.py", "--data_dir", data, "--resume", checkpoint, "--shape_family_id", "2"]
+    fails(capsys, list(map(str, command)), "--shape_family_id 2 (the checkpoint has 1)")
 
 
 def test_missing_body(tmp_path, capsys):
@@ -174,7 +195,7 @@ def test_faulty_annotations(runs, data, tmp_path, fault, sentence, capsys):
 
 def test_non_finite_loss_stops_the_run(runs, data, tmp_path):
     checkpoint = torch.load(runs / "stage1" / "checkpoint.pth.tar", weights_only=True)
-    checkpoint["state_dict"]["code_predictor.scale_predictor.pred_layer.bias"].fill_(float("nan"))
+    checkpoint["state_dict"]["code_predictor.scale_predictor.pred_layer.bias"].fill_(3e38)
     del checkpoint["checksum"]  # of the weights as they were
     torch.save(checkpoint, tmp_path / "nan.pth.tar")
     with pytest.raises(InputError, match="the loss is not finite.*kpts"):

@@ -1,8 +1,10 @@
 """demo.py on photographs, folders and videos: what is written, and what a bad file does."""
 
 import json
+import re
 import struct
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import demo
+from datasets.media import read_photograph
 from engine.detect import Detector
 from smal_model import SMAL
 from util.errors import InputError
@@ -212,11 +215,11 @@ def test_a_video_of_an_odd_frame_rate_has_its_frames(runs, data, dog, tmp_path):
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(119.957, abs=0.01)
 
 
-def _write_video(path, image, code="mp4v", rate=10):
+def _write_video(path, image, code="mp4v", rate=10, count=2):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, (320, 240))
     if not writer.isOpened():
         pytest.skip("this OpenCV writes no video")
-    for _ in range(2):
+    for _ in range(count):
         writer.write(image)
     writer.release()
 
@@ -273,3 +276,49 @@ def test_a_box_outside_the_photograph_is_named(runs, data, dog, tmp_path, capsys
     assert demo.main(_arguments(runs, data, out, dog, "--bbox", "320,10,50,50")) == 1
     assert "dog.jpg has 320 x 240 pixels: the box of --bbox" in capsys.readouterr().err
     assert not list(out.glob("*_overlay.png"))
+
+
+def test_options_that_lead_nowhere_are_refused_before_anything_is_made(runs, data, dog, tmp_path):
+    out = tmp_path / "out"
+    for more in (["--bbox", "0,0,50,50"], ["--detector", "none"]):
+        with pytest.raises(InputError, match=f"--detector_weights has no effect with {more[0]}"):
+            demo.main(_arguments(runs, data, out, dog, "--detector_weights", dog, *more))
+    with pytest.raises(InputError, match="not a checkpoint"):
+        demo.main(_arguments(runs, data, out, dog, "--detector_weights", dog))
+    with pytest.raises(InputError, match="could replace it"):
+        demo.main(_arguments(runs, data, tmp_path, dog))
+    assert not out.exists()
+
+
+def test_a_box_without_the_mask_has_none(dog, data):
+    photograph = read_photograph(dog)
+    mask = np.zeros((240, 320), np.uint8)
+    mask[100:200, 150:300] = 1
+    photograph = replace(photograph, mask=mask, box=(150, 100, 150, 100))
+    (inside,) = demo.animals_of(photograph, (-20, 50, 200, 100), None)
+    (beside,) = demo.animals_of(photograph, (-20, -10, 160, 300), None)
+    assert inside.mask is mask and beside.mask is None
+    with pytest.raises(InputError, match="the box of --bbox is far larger"):
+        demo.animals_of(photograph, (0, 0, 1e30, 1e30), None)
+
+
+def test_a_video_that_is_cut_off_is_named(runs, data, dog, tmp_path, capfd):
+    path = tmp_path / "clip.avi"
+    _write_video(path, cv2.imread(str(dog)), "MJPG", count=8)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert demo.main(_arguments(runs, data, tmp_path / "out", path)) == 0
+    assert re.search(r"clip.avi ends after \d of \d+ frames", capfd.readouterr().err)
+
+
+def test_a_network_that_diverged_ends_in_a_sentence(runs, data, dog, tmp_path, monkeypatch):
+    """Its weights are finite, its meshes are not."""
+    forward = SMAL.forward
+
+    def broken(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        return replace(out, verts=out.verts * float("nan"))
+
+    monkeypatch.setattr(SMAL, "forward", broken)
+    with pytest.raises(InputError, match="mesh of .*dog.jpg is not finite"):
+        demo.main(_arguments(runs, data, tmp_path / "out", dog))
+    assert (tmp_path / "out" / "index.html").exists()

@@ -32,6 +32,11 @@ def _interrupt(signum, _):
     raise Interrupted(signum)
 
 
+def _program() -> str:
+    folder, name = os.path.split(sys.argv[0])
+    return f"python -m {os.path.basename(folder)}" if name == "__main__.py" else name
+
+
 def run_cli(main, argv=None) -> None:
     """Runs a script's `main(argv)` and ends the process with its exit status.
 
@@ -53,7 +58,7 @@ def run_cli(main, argv=None) -> None:
     except Finished as reason:
         print(reason)
     except InputError as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        print(f"{_program()}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """People's own photographs and videos as they are seen."""
 
 import importlib.util
+import os
 import zlib
 
 import cv2
@@ -226,3 +227,35 @@ def test_a_video_is_read_frame_by_frame(tmp_path, picture):
     assert [f.frame for f in frames] == [0, 4, 8]
     assert near(frames[0].image[24, 10], LEFT) and near(frames[1].image[24, 3], RIGHT)
     assert [p.name for p in read_media([path], every=9)] == ["run_000000", "run_000009"]
+
+
+def test_a_file_where_results_go_is_refused_before_they_replace_it(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "dog_strip.png")
+    with pytest.raises(InputError, match="dog_strip.png lies in .*where results go"):
+        find_media([tmp_path / "dog_strip.png"], print, skip=tmp_path)
+    assert find_media([tmp_path / "dog_strip.png"], skip=tmp_path / "results")
+
+
+def test_the_longest_name_is_read_and_a_closed_folder_is_named(tmp_path, picture, monkeypatch):
+    path = tmp_path / ("a" * 251 + ".png")  # its mask's name would be too long
+    Image.fromarray(picture).save(path)
+    assert read_photograph(path).mask is None
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    faults = []
+    assert find_media([tmp_path], faults.append) == [path]
+    assert [str(f) for f in faults] == [f"{tmp_path / 'closed'} cannot be read: Permission denied"]
+
+
+def test_fractions_are_refused(tmp_path, picture):
+    Image.fromarray(picture[..., 0].astype(np.float32) / 255).save(tmp_path / "a.tif")
+    for read in (read_photograph, read_image):
+        with pytest.raises(InputError, match="^[^ ]*a.tif holds numbers with fractions"):
+            read(tmp_path / "a.tif")

@@ -197,3 +197,13 @@ def test_the_checksum_sees_names_shapes_and_values():
 
 def test_a_finished_epoch_is_in_the_log_of_its_checkpoint(run):
     assert content(run[1].parent)["log"][-1].startswith("epoch 1/1 ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged_are_refused(run, tmp_path, value):
+    state = content(run[1].parent)
+    name = next(k for k, v in state["state_dict"].items() if v.is_floating_point())
+    state["state_dict"][name].view(-1)[-1] = value
+    write_file(tmp_path / CHECKPOINT, state)
+    with pytest.raises(InputError, match=f"{name} in .* not finite.*take another checkpoint"):
+        load_checkpoint(tmp_path / CHECKPOINT)

@@ -15,7 +15,7 @@ def test_defaults_of_fit():
         "dataset": "stanford",
         "split": "test",
         "resume": None,
-        "shape_family_id": 1,
+        "shape_family_id": None,
         "save_results": False,
         "batch_size": 8,
         "num_works": 4,
@@ -33,6 +33,7 @@ def test_defaults_of_fit():
         ("--batch_size", "many", "--batch_size: 'many': expected a whole number"),
         ("--num_works", "-1", "--num_works: -1: expected 0 or more"),
         ("--seed", "-1", "--seed: -1: expected 0 or more"),
+        ("--seed", str(2**63), "--seed: 9.22337e+18: expected less than 9.22337e+18"),
         ("--gpu_ids", "x", "--gpu_ids: 'x': expected numbers of GPUs"),
         ("--split", "some", "--split: invalid choice: 'some'"),
         ("--data", "data", "unrecognized arguments"),  # no abbreviations
