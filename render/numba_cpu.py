@@ -42,9 +42,10 @@ F, U = np.float32, np.uint64  # unsigned indices need no check for negative ones
 ZERO, ONE, FAR = F(0), F(1), F(np.inf)
 LIMIT, NO_AREA, SHORT = F(MAX_COORDINATE), F(MIN_DOUBLED_AREA), F(MIN_SQUARED_EDGE)
 MOST = F(1e30)  # of a product: far beyond what still changes the silhouette, and no overflow
+WHOLE, SIGN = F(1.5 * 2**23), np.int32(-(2**31))  # added, rounds; the sign's bit
 OPAQUE = F(2**26)  # a pixel with this product is 1 to the last bit and has no gradient
 STEP, GROUP, ROOM = 32, U(32), 1024  # faces, and pixels of them, that are worked on together
-VECTOR = ir.VectorType(ir.FloatType(), LANES)
+VECTOR, HALF = (ir.VectorType(ir.FloatType(), lanes) for lanes in (LANES, LANES // 2))
 
 
 def _jit(**options) -> Callable:
@@ -78,10 +79,10 @@ class _SoftSilhouette(torch.autograd.Function):
         mesh, corners = _arrays(verts, faces)
         silhouette = np.empty((len(mesh), *size), np.float32)
         product = np.empty((len(mesh), size[0], size[1] + LANES), np.float32)
-        units, centres = _units(sigma, blur_radius), (_centres(size[1]), -_centres(size[0]))
+        units = _units(sigma, blur_radius)
 
         def work(b: int, band: int, top: int, bottom: int) -> None:
-            arrays = mesh[b], corners, product[b], silhouette[b], *centres
+            arrays = mesh[b], corners, product[b], silhouette[b]
             _soft_forward(*arrays, top, bottom, units)
 
         _distribute(work, len(mesh), size[0], _bands(len(mesh), size[0]))
@@ -98,15 +99,15 @@ class _SoftSilhouette(torch.autograd.Function):
         product, upstream = product.numpy(), grad_silhouette.contiguous().numpy()
         bands = _bands(len(mesh), size[0])
         grad = np.zeros((len(mesh), bands, verts.shape[1], 2), np.float32)
-        units, centres = _units(sigma, blur_radius), (_centres(size[1]), -_centres(size[0]))
+        units = _units(sigma, blur_radius)
 
         def work(b: int, band: int, top: int, bottom: int) -> None:
-            arrays = mesh[b], corners, product[b], upstream[b], grad[b, band], *centres
+            arrays = mesh[b], corners, product[b], upstream[b], grad[b, band]
             _soft_backward(*arrays, top, bottom, units)
 
         _distribute(work, len(mesh), size[0], bands)
         grad_verts = np.zeros(verts.shape, np.float32)
-        np.multiply(grad.sum(1), F(-2 / sigma), out=grad_verts[..., :2])
+        np.multiply(grad.sum(1), F(-size[1] / math.log2(math.e)), out=grad_verts[..., :2])
         for b in np.flatnonzero(~np.isfinite(upstream.sum((1, 2)))):  # the kernel knows no NaN
             with torch.enable_grad():
                 plain = verts[b : b + 1].detach().requires_grad_()
@@ -167,7 +168,9 @@ _pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive
 
 def _bands(images: int, height: int) -> int:
     """Bands of rows per image: so many that threads end together, none below eight rows."""
-    return max(1, min(math.ceil(3 * torch.get_num_threads() / max(images, 1)), height // 8))
+    threads = torch.get_num_threads()
+    wanted = 2 * threads if threads > 1 else 1
+    return max(1, min(math.ceil(wanted / max(images, 1)), height // 8))
 
 
 def _distribute(
@@ -254,27 +257,25 @@ def _gather(verts, faces, face, height, top, bottom, reach, owners, corners):
 
 
 @exact
-def _edge(x, y, from_x, from_y, short_x, short_y, turn, scale):
-    """An edge of vector x, y as numbers e, in scaled units where nothing else is said.
+def _edge(x, y, from_x, from_y, short_x, short_y, turn, scale, short):
+    """An edge of vector x, y in columns as numbers e, in scaled units.
 
-    Away from it, inside positive: e0 x + e1 y + e2. Along it: e3 x + e4 y + e5, from 0 to e6, as a
-    fraction e7 along + e8, and as an unscaled point (e10, e11) along + (e12, e13). e9: length,
-    unscaled.
+    Away from it, inside positive: e0 x + e1 y + e2. Along it, from its middle: e1 x - e0 y + e3,
+    from -e4 to e4, as a fraction e5 along + e6. e7: its length, in columns.
     """
     squared = x * x + y * y
     length = np.sqrt(squared)
-    factor = scale / length if length > ZERO else ZERO
-    x, y = x * factor, y * factor
-    short = squared <= SHORT  # counts as its end point
-    from_x, from_y = short_x if short else from_x, short_y if short else from_y
-    across_x, across_y = -turn * y, turn * x
-    away, along = -(across_x * from_x + across_y * from_y), -(x * from_x + y * from_y)
-    scaled = ZERO if short else length * scale
-    part = ZERO if short else ONE / (length * scale)
-    last = ONE if short else ZERO
-    unit = scale * scale
-    line = across_x, across_y, away, x, y, along, scaled, part, last, length
-    return line + (x / unit, y / unit, from_x, from_y)
+    factor = turn * scale / length if length > ZERO else ZERO
+    x, y = F(0.5) * x, F(0.5) * y
+    is_short = squared <= short  # counts as its end point
+    middle_x, middle_y = short_x if is_short else from_x + x, short_y if is_short else from_y + y
+    across_x, across_y = F(-2) * factor * y, F(2) * factor * x
+    away = -(across_x * middle_x + across_y * middle_y)
+    along = across_x * middle_y - across_y * middle_x
+    half = ZERO if is_short else F(0.5) * length * scale
+    part = ZERO if is_short else turn / (length * scale)
+    last = ONE if is_short else F(0.5)
+    return across_x, across_y, away, along, half, part, last, length
 
 
 @exact
@@ -282,19 +283,21 @@ def _store(table, n, e):
     """Write the numbers of an edge of face n."""
     table[n], table[1 * STEP + n], table[2 * STEP + n] = e[0], e[1], e[2]
     table[3 * STEP + n], table[4 * STEP + n], table[5 * STEP + n] = e[3], e[4], e[5]
-    table[6 * STEP + n], table[7 * STEP + n], table[8 * STEP + n] = e[6], e[7], e[8]
-    table[9 * STEP + n], table[10 * STEP + n], table[11 * STEP + n] = e[9], e[10], e[11]
-    table[12 * STEP + n], table[13 * STEP + n] = e[12], e[13]
+    table[6 * STEP + n], table[7 * STEP + n] = e[6], e[7]
 
 
 @exact
 def _set_up(corners, count, size, band, reach, scale, boxes, table):
-    """Boxes (first row, end row, first column, end column) and edges of faces, in coordinates from
-    their first corners; numbers of a kind lie together. Faces that are left out get no rows.
+    """Boxes (first row, end row, first column, end column) and edges of faces; numbers of a kind
+    lie together. Faces that are left out get no rows.
+
+    Edges are in columns, x right and y up (pixels, in square images), from the left edge of the
+    box's first pixel, at the height of its centre.
     """
     half_height, half_width = F(size[0]) / F(2), F(size[1]) / F(2)
     top, bottom, width = F(band[0]), F(band[1]), F(size[1])
     margin = F(0.501)  # 0.001 against rounding
+    row_height, scale, short = half_width / half_height, scale / half_width, SHORT * half_width**2
     for n in range(np.int64(count)):
         xi, yi, zi = corners[n], corners[STEP + n], corners[2 * STEP + n]
         xj, yj, zj = corners[3 * STEP + n], corners[4 * STEP + n], corners[5 * STEP + n]
@@ -310,18 +313,23 @@ def _set_up(corners, count, size, band, reach, scale, boxes, table):
         end = min(max(np.floor((ONE - low) * half_height + margin), top), bottom)
         left = min(max(np.ceil((ONE + left) * half_width - margin), ZERO), width)
         right = min(max(np.floor((ONE + right) * half_width + margin), ZERO), width)
-        boxes[n] = first if usable else top
+        first, left = first if usable else top, left if usable else ZERO
+        boxes[n] = first
         boxes[STEP + n] = end if usable else top
-        boxes[2 * STEP + n] = left if usable else ZERO
+        boxes[2 * STEP + n] = left
         boxes[3 * STEP + n] = right if usable else ZERO
         turn = ONE if area > ZERO else -ONE
-        ax, ay, cx, cy = xj - xi, yj - yi, xk - xi, yk - yi
-        a = _edge(ax, ay, ZERO, ZERO, ax, ay, turn, scale)
-        b = _edge(xk - xj, yk - yj, ax, ay, cx, cy, turn, scale)
-        c = _edge(cx, cy, ZERO, ZERO, cx, cy, -turn, scale)
+        ax, ay = (xj - xi) * half_width, (yj - yi) * half_width
+        cx, cy = (xk - xi) * half_width, (yk - yi) * half_width
+        from_x = xi * half_width + (half_width - left)
+        from_y = yi * half_width - (half_height - first - F(0.5)) * row_height
+        jx, jy, kx, ky = from_x + ax, from_y + ay, from_x + cx, from_y + cy
+        a = _edge(ax, ay, from_x, from_y, jx, jy, turn, scale, short)
+        b = _edge(cx - ax, cy - ay, jx, jy, kx, ky, turn, scale, short)
+        c = _edge(cx, cy, from_x, from_y, kx, ky, -turn, scale, short)
         _store(table, n, a)
-        _store(table, 14 * STEP + n, b)
-        _store(table, 28 * STEP + n, c)
+        _store(table, 8 * STEP + n, b)
+        _store(table, 16 * STEP + n, c)
 
 
 @exact
@@ -353,27 +361,36 @@ def _pieces(boxes, count, n, row, room, pieces):
 
 @fast
 def _near(edge, x, y):
-    """Distance from an edge's line, nearest point along it, and squared distance from the edge."""
+    """Distance from an edge's line, and squared distance from the edge."""
     away = edge[0] * x + (edge[1] * y + edge[2])
-    along = edge[3] * x + (edge[4] * y + edge[5])
-    at = min(max(along, ZERO), edge[6])
+    past = max(abs(edge[1] * x + (edge[3] - edge[0] * y)) - edge[4], ZERO)
+    return away, away * away + past * past
+
+
+@fast
+def _nearest_point(edge, x, y):
+    """As `_near`, and the edge's point that is nearest: where along it, and the way from there."""
+    away = edge[0] * x + (edge[1] * y + edge[2])
+    along = edge[1] * x + (edge[3] - edge[0] * y)
+    at = min(max(along, -edge[4]), edge[4])
     past = along - at
-    return away, at, away * away + past * past
+    way_x, way_y = away * edge[0] + past * edge[1], away * edge[1] - past * edge[0]
+    return away, away * away + past * past, at * edge[5] + edge[6], way_x, way_y
 
 
-def _window(context, builder, array_type, array, index):
-    """Pointer to LANES numbers of a 1-D array."""
+def _window(context, builder, array_type, array, index, vector=VECTOR):
+    """Pointer to numbers of a 1-D array, as many as the vector has."""
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), VECTOR.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
 @intrinsic
 def _copy(typing, target, to, source, start):
-    """Copy LANES numbers between 1-D arrays; indices are not checked."""
+    """Copy LANES / 2 numbers between 1-D arrays; indices are not checked."""
 
     def generate(context, builder, signature, arguments):
-        source = _window(context, builder, signature.args[2], *arguments[2:])
-        target = _window(context, builder, signature.args[0], *arguments[:2])
+        source = _window(context, builder, signature.args[2], *arguments[2:], HALF)
+        target = _window(context, builder, signature.args[0], *arguments[:2], HALF)
         builder.store(builder.load(source, align=4), target, align=4)
         return context.get_dummy_value()
 
@@ -411,69 +428,76 @@ def _spread(builder, value):
 @fast
 def _power_of_two(x):
     """2**x to 1e-7 of itself, for -100 <= x <= 100."""
-    whole = np.int32(x + F(127.5))
-    part = x - (F(whole) - F(127))  # -0.5 to 0.5
+    whole = x + WHOLE
+    part = x - (whole - WHOLE)  # -0.5 to 0.5
     value = F(0.0013276470) * part + F(0.0096755410)
     value = value * part + F(0.0555071346)
     value = value * part + F(0.2402212024)
     value = value * part + F(0.6931469440)
     value = value * part + F(1.0000001192)
-    return value * np.int32(whole << np.int32(23)).view(np.float32)
+    exponent = np.int32(F(whole).view(np.int32) << np.int32(23))
+    return np.int32(F(value).view(np.int32) + exponent).view(np.float32)
+
+
+@fast
+def _signed(number, sign):
+    """A number that is not negative, with the sign of another."""
+    bits = F(number).view(np.int32) ^ np.int32(F(sign).view(np.int32) & SIGN)
+    return np.int32(bits).view(np.float32)
 
 
 @fast
 def _odds(away_a, away_b, away_c, squared, limit):
-    """exp(logit) of a face at a pixel, 0 where it does not count, and whether that is inside."""
-    inside = min(away_a, min(away_b, away_c)) > ZERO
-    squared_or_100 = min(squared, F(100))
-    odds = _power_of_two(squared_or_100 if inside else -squared_or_100)
-    return odds if inside | (squared < limit) else ZERO, inside
+    """exp(logit) of a face at a pixel, 0 where it does not count, and a number that is negative
+    outside the face."""
+    sign = min(away_a, min(away_b, away_c))
+    logit = _signed(min(squared, F(100)), sign)
+    return _power_of_two(logit) if logit > -limit else ZERO, sign
 
 
 @fast
 def _edge_of(t, n):
     """The numbers of one edge of face n."""
-    near = t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n], t[U(4) * GROUP + n]
-    n += U(5) * GROUP
-    part = t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n], t[U(4) * GROUP + n]
-    n += U(5) * GROUP
-    return near + part + (t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n])
+    near = t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n]
+    n += U(4) * GROUP
+    return near + (t[n], t[GROUP + n], t[U(2) * GROUP + n], t[U(3) * GROUP + n])
 
 
 @fast
 def _edges_of(table, n):
-    step = U(14) * GROUP
+    step = U(8) * GROUP
     return _edge_of(table, n), _edge_of(table, step + n), _edge_of(table, step + step + n)
 
 
 @fast
-def _place(n, across, part, grid):
-    """Coordinates of pixel n of a box with so many columns (part: 1 / columns)."""
-    pixel = F(np.int32(n))
-    row = np.floor((pixel + F(0.5)) * part)
-    return grid[0] + grid[1] * (pixel - row * across), grid[2] + grid[3] * row
+def _place(middle, across, part, row_height, y):
+    """Coordinates of pixel middle - 1/2 of a box with so many columns (part: 1 / columns), whose
+    first row is at y."""
+    row = np.floor(middle * part)
+    return middle - row * across, y - row * row_height
 
 
 @fast
-def _factors(factors, across, grid, a, b, c, limit):
-    """1 + exp(logit) of a face at the pixels of a box."""
+def _factors(factors, start, count, middles, across, row_height, top, table, face, limit):
+    """1 + exp(logit) of a face at the pixels of a box, from factors[start] on."""
+    a, b, c = _edges_of(table, face)
     part = ONE / across
-    for n in range(len(factors)):
-        x, y = _place(n, across, part, grid)
-        away_a, _, squared_a = _near(a, x, y)
-        away_b, _, squared_b = _near(b, x, y)
-        away_c, _, squared_c = _near(c, x, y)
+    for n in range(count):
+        x, y = _place(middles[n], across, part, row_height, top)
+        away_a, squared_a = _near(a, x, y)
+        away_b, squared_b = _near(b, x, y)
+        away_c, squared_c = _near(c, x, y)
         squared = min(squared_a, min(squared_b, squared_c))
         odds, _ = _odds(away_a, away_b, away_c, squared, limit)
-        factors[n] = ONE + odds
+        factors[start + n] = ONE + odds
 
 
 @fast
 def _behind(a, b, c, depths, x, y):
     """Whether a face is behind the camera at a pixel, or at its point that is nearest there."""
-    depth = max(_near(a, x, y)[0], ZERO) * a[9] * depths[2]
-    depth += max(_near(b, x, y)[0], ZERO) * b[9] * depths[0]
-    return depth + max(_near(c, x, y)[0], ZERO) * c[9] * depths[1] < ZERO
+    depth = max(_near(a, x, y)[0], ZERO) * a[7] * depths[2]
+    depth += max(_near(b, x, y)[0], ZERO) * b[7] * depths[0]
+    return depth + max(_near(c, x, y)[0], ZERO) * c[7] * depths[1] < ZERO
 
 
 @exact
@@ -481,20 +505,21 @@ def _work_space():
     """Faces, their corners, boxes and edges, and pieces of them, for GROUP faces at a time."""
     group = int(GROUP)
     owners, corners = np.empty(group, np.int64), np.zeros(9 * group, np.float32)
-    boxes, table = np.zeros(4 * group, np.float32), np.zeros(42 * group, np.float32)
+    boxes, table = np.zeros(4 * group, np.float32), np.zeros(24 * group, np.float32)
     return owners, corners, boxes, table, np.empty((group, 6), np.uint64)
 
 
 @fast
-def _soft_forward(verts, faces, product, silhouette, columns, rows, top, bottom, units):
+def _soft_forward(verts, faces, product, silhouette, top, bottom, units):
     height, width = silhouette.shape
     scale, reach, limit = units
     lanes, stride = U(LANES), U(product.shape[1])
     room = U((max(ROOM, width) + 7) // 8 * 8)
     factors, product = np.empty(room + U(8) * GROUP, np.float32), product.reshape(-1)
+    middles = np.arange(len(factors)).astype(np.float32) + F(0.5)
     product[U(top) * stride : U(bottom) * stride] = ONE
     owners, corners, boxes, table, pieces = _work_space()
-    step_x, step_y = F(2) / F(width), F(-2) / F(height)
+    row_height = F(width) / F(height)
     face, faces_here, n, row = 0, U(0), U(0), U(0)
     while True:
         if n == faces_here:
@@ -508,17 +533,17 @@ def _soft_forward(verts, faces, product, silhouette, columns, rows, top, bottom,
         count, n, row = _pieces(boxes, faces_here, n, row, room, pieces)
         for piece in range(count):
             first, end, left, right, start, f = pieces[piece]
-            a, b, c = _edges_of(table, f)
             pixels = ((end - first) * (right - left) + U(7)) // U(8) * U(8)
-            x0, y0 = columns[left] - corners[f], rows[first] - corners[GROUP + f]
-            grid = x0, step_x, y0, step_y
-            across, here = F(np.int32(right - left)), factors[start : start + pixels]
-            _factors(here, across, grid, a, b, c, limit)
+            y = (boxes[f] - F(np.int32(first))) * row_height
+            across = F(np.int32(right - left))
+            _factors(factors, start, pixels, middles, across, row_height, y, table, f, limit)
             depths = corners[U(2) * GROUP + f], corners[U(5) * GROUP + f], corners[U(8) * GROUP + f]
             if min(depths) < ZERO:
-                for pixel in range(len(here)):
-                    x, y = _place(pixel, across, ONE / across, grid)
-                    here[pixel] = ONE if _behind(a, b, c, depths, x, y) else here[pixel]
+                a, b, c = _edges_of(table, f)
+                for pixel in range(pixels):
+                    x, low = _place(middles[pixel], across, ONE / across, row_height, y)
+                    if _behind(a, b, c, depths, x, low):
+                        factors[start + pixel] = ONE
         for piece in range(count):
             first, end, left, right, start, _ = pieces[piece]
             for line in range(first, end):
@@ -532,29 +557,25 @@ def _soft_forward(verts, faces, product, silhouette, columns, rows, top, bottom,
 
 
 @reorder
-def _pull(xs, ys, weights, count, origin, a, b, c, limit):
+def _pull(xs, ys, weights, start, count, origin, table, face, limit):
     """Sums over pixels of the pull at a face, and of its parts at corners j and k: x, y each."""
+    a, b, c = _edges_of(table, face)
     sum_x = sum_y = jx = jy = kx = ky = ZERO
-    for n in range(count):
+    for n in range(start, start + count):
         x, y = xs[n] - origin[0], ys[n] - origin[1]
-        away_a, at_a, squared_a = _near(a, x, y)
-        away_b, at_b, squared_b = _near(b, x, y)
-        away_c, at_c, squared_c = _near(c, x, y)
+        away_a, squared_a, part_a, way_ax, way_ay = _nearest_point(a, x, y)
+        away_b, squared_b, part_b, way_bx, way_by = _nearest_point(b, x, y)
+        away_c, squared_c, part_c, way_cx, way_cy = _nearest_point(c, x, y)
         squared = min(squared_a, min(squared_b, squared_c))
-        odds, inside = _odds(away_a, away_b, away_c, squared, limit)
-        weight = weights[n] * odds / (ONE + odds)
-        weight = weight if inside else -weight
+        odds, sign = _odds(away_a, away_b, away_c, squared, limit)
+        weight = _signed(weights[n] * odds / (ONE + odds), sign)
         in_a, in_b = squared_a == squared, squared_b == squared
-        near_x, near_y = at_c * c[10] + c[12], at_c * c[11] + c[13]
-        j, k = ZERO, at_c * c[7] + c[8]
+        way_x, way_y, j, k = way_cx, way_cy, ZERO, part_c
         if in_b:
-            near_x, near_y = at_b * b[10] + b[12], at_b * b[11] + b[13]
-            k = at_b * b[7] + b[8]
-            j = ONE - k
+            way_x, way_y, j, k = way_bx, way_by, ONE - part_b, part_b
         if in_a:
-            near_x, near_y = at_a * a[10] + a[12], at_a * a[11] + a[13]
-            j, k = at_a * a[7] + a[8], ZERO
-        to_x, to_y = weight * (x - near_x), weight * (y - near_y)
+            way_x, way_y, j, k = way_ax, way_ay, part_a, ZERO
+        to_x, to_y = weight * way_x, weight * way_y
         sum_x += to_x
         sum_y += to_y
         jx += j * to_x
@@ -565,12 +586,12 @@ def _pull(xs, ys, weights, count, origin, a, b, c, limit):
 
 
 @fast
-def _soft_backward(verts, faces, product, upstream, grad, columns, rows, top, bottom, units):
+def _soft_backward(verts, faces, product, upstream, grad, top, bottom, units):
     height, width = upstream.shape
     scale, reach, limit = units
     # Per row, the pixels that are not opaque: place and weight (gradient by a pixel's logits over
     # their sigmoids), and where those of each column start.
-    lanes, top_row, stride = U(LANES), U(top), U(width + LANES)
+    top_row, stride, row_height = U(top), U(width + LANES), F(width) / F(height)
     area = U(bottom - top) * stride
     places, weights = np.zeros(area, np.float32), np.zeros(area, np.float32)
     heights, before = np.zeros(area, np.float32), np.empty(area, np.uint64)
@@ -579,13 +600,13 @@ def _soft_backward(verts, faces, product, upstream, grad, columns, rows, top, bo
         for column in range(width):
             before[start + U(column)] = at
             whole = product[line, column]
-            places[at], heights[at] = columns[column], rows[line]
+            places[at], heights[at] = F(column) + F(0.5), -F(line) * row_height
             weights[at] = upstream[line, column] / whole
             alive = whole < OPAQUE and whole > ONE and upstream[line, column] != ZERO
             at += U(alive)
         before[start + U(width)] = at
     room = U((max(ROOM, width) + 7) // 8 * 8)
-    space = room + U(8) * GROUP + lanes
+    space = room + U(8) * GROUP + U(LANES)
     xs, ys, ws = (
         np.zeros(space, np.float32),
         np.zeros(space, np.float32),
@@ -609,7 +630,7 @@ def _soft_backward(verts, faces, product, upstream, grad, columns, rows, top, bo
             for line in range(first, end):
                 offset = (line - top_row) * stride
                 begin, last = before[offset + left], before[offset + right]
-                for at in range(begin, last, lanes):
+                for at in range(begin, last, U(LANES // 2)):
                     _copy(xs, to + (at - begin), places, at)
                     _copy(ys, to + (at - begin), heights, at)
                     _copy(ws, to + (at - begin), weights, at)
@@ -621,16 +642,14 @@ def _soft_backward(verts, faces, product, upstream, grad, columns, rows, top, bo
             pixels, _, _, _, start, f = pieces[piece]
             if pixels == U(0):
                 continue
-            origin = corners[f], corners[GROUP + f]
+            origin = boxes[U(2) * GROUP + f], -boxes[f] * row_height
             depths = corners[U(2) * GROUP + f], corners[U(5) * GROUP + f], corners[U(8) * GROUP + f]
-            a, b, c = _edges_of(table, f)
-            x, y = xs[start : start + pixels], ys[start : start + pixels]
-            weight = ws[start : start + pixels]
             if min(depths) < ZERO:
-                for pixel in range(len(x)):
-                    if _behind(a, b, c, depths, x[pixel] - origin[0], y[pixel] - origin[1]):
-                        weight[pixel] = ZERO
-            dx, dy, jx, jy, kx, ky = _pull(x, y, weight, pixels, origin, a, b, c, limit)
+                a, b, c = _edges_of(table, f)
+                for at in range(start, start + pixels):
+                    if _behind(a, b, c, depths, xs[at] - origin[0], ys[at] - origin[1]):
+                        ws[at] = ZERO
+            dx, dy, jx, jy, kx, ky = _pull(xs, ys, ws, start, pixels, origin, table, f, limit)
             f = owners[f]
             i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
             grad[i, 0] += dx - jx - kx
