@@ -17,7 +17,7 @@ from .fur import strand_textures
 from .pose import sample_pose
 from .shape import BREEDS, sample_betas
 from .skeleton import LEGS, rest_joints
-from .surface import vertex_normals
+from .surface import corner_sums, vertex_normals
 
 CROP_FILL = 1 / 1.2  # the animal's larger side, as a fraction of the crop's
 FROM_BEHIND = 0.03  # fraction of images from any side; in the others the animal faces the viewer
@@ -84,11 +84,12 @@ class Studio:
     def __init__(self, body_dir):
         self.smal = SMAL(body_dir)
         self.rest = self.smal.template.numpy().astype(np.float64)  # (V, 3)
-        self.faces = self.smal.faces.numpy()  # (F, 3)
+        self.faces = np.asfortranarray(self.smal.faces.numpy())  # (F, 3), read by corner
         # The layer centres the template: bring it back to where the skeleton's places are named.
         centred = self.smal.J_regressor.numpy().astype(np.float64) @ self.rest  # (J, 3)
         self.rest += (rest_joints() - centred).mean(0)
-        self.rest_normals = vertex_normals(self.rest, self.faces)
+        self.corner_sums = corner_sums(self.faces, len(self.rest))
+        self.rest_normals = vertex_normals(self.rest, self.faces, self.corner_sums)
         self._followers: dict[tuple, np.ndarray] = {}
 
     @cached_property

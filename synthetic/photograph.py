@@ -139,7 +139,7 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     seen = np.flatnonzero(face >= 0)  # (N,) samples
     if not len(seen):
         return rgb, alpha, nearest
-    normals = vertex_normals(animal.verts, studio.faces)
+    normals = vertex_normals(animal.verts, studio.faces, studio.corner_sums)
     corner, weight = faces[face.ravel()[seen]], bary.reshape(-1, 3)[seen]  # (N, 3) each
     paint, normal = _paint_coat(rng, studio, normals, corner, weight)
     hair = rng.standard_normal((h * s, w * s), dtype=np.float32)

@@ -45,7 +45,7 @@ def choose_wide_frame(rng, plane) -> Frame:
 
 def _fields(studio, animal, light, layers):
     """(V, 8 + layers) what is interpolated over the skin: normal, flow, fur's length, sun, sky."""
-    normals = vertex_normals(animal.verts, studio.faces)
+    normals = vertex_normals(animal.verts, studio.faces, studio.corner_sums)
     sun = np.ones(len(normals), np.float32)
     if light.sun.max() > 0.3:
         sun = self_shadow(animal.verts, studio.faces, light.direction)

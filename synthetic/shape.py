@@ -5,7 +5,7 @@ import numpy as np
 from smal_model import NUM_BETAS, joints
 
 from . import skeleton as at
-from .surface import ear_frame, vertex_normals
+from .surface import corner_sums, ear_frame, vertex_normals
 
 SHAPES = (
     "size", "leg length", "girth", "torso length", "neck length", "head size", "muzzle length",
@@ -129,7 +129,7 @@ def shape_directions(verts, faces, weights) -> np.ndarray:
     ear_t = np.clip(ear_t, 0, 1.2) * ears[:, None]
     hinge = np.array((1.0, 0.1, 0.0))  # an ear drops about this line: the left one's -y towards z
     dropped = ears[:, None] * np.cross(-0.42 * hinge, (verts - ear_base) * flip)
-    normals = vertex_normals(verts, faces, order="F")
+    normals = vertex_normals(verts, faces, corner_sums(faces, len(verts), "F"))
 
     def move(dx=0, dy=0, dz=0):
         return np.stack([zero + dx, zero + dy, zero + dz], 1)

@@ -221,23 +221,38 @@ def undirected_edges(polygons) -> np.ndarray:
     return np.unique(np.sort(pairs, 1), axis=0)
 
 
-def vertex_normals(verts, faces, order="C") -> np.ndarray:
-    """Outward unit normals, weighted by area, in double precision.
+def corner_sums(faces, num_verts: int, order="C") -> scipy.sparse.csr_matrix:
+    """(V, F) what sums values of faces at their corners; made once for a mesh.
+
+    Args:
+        faces: (F, 3).
+        num_verts: V.
+        order: sums go face by face ("C") or corner by corner ("F"), which decides the last bits.
+    """
+    vertex = faces.ravel(order)
+    number = np.arange(len(faces))
+    face = np.repeat(number, 3) if order == "C" else np.tile(number, 3)
+    ends = np.concatenate([[0], np.cumsum(np.bincount(vertex, minlength=num_verts))])
+    entries = np.ones(len(vertex)), face[np.argsort(vertex, kind="stable")], ends
+    return scipy.sparse.csr_matrix(entries, shape=(num_verts, len(faces)))
+
+
+def vertex_normals(verts, faces, sums: scipy.sparse.csr_matrix) -> np.ndarray:
+    """Outward unit normals (V, 3), weighted by area, in double precision.
 
     Args:
         verts: (V, 3).
         faces: (F, 3).
-        order: sums go face by face ("C") or corner by corner ("F"), which decides the last bits.
-
-    Returns:
-        (V, 3).
+        sums: of `corner_sums`.
     """
     columns = np.ascontiguousarray(verts.T)  # column by column: numpy is slow on short rows
-    i, j, k = (columns[:, corner] for corner in np.ascontiguousarray(faces.T))  # (3, F) each
-    (ax, ay, az), (bx, by, bz) = j - i, k - i
-    face = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-    index, spread = faces.ravel(order), np.repeat if order == "C" else np.tile
-    x, y, z = (np.bincount(index, spread(part, 3), len(verts)) for part in face)
+    (xi, yi, zi), (xj, yj, zj), (xk, yk, zk) = (
+        [column.take(corner) for column in columns] for corner in np.ascontiguousarray(faces.T)
+    )
+    ax, ay, az, bx, by, bz = xj - xi, yj - yi, zj - zi, xk - xi, yk - yi, zk - zi
+    face = np.empty((len(faces), 3))
+    face[:, 0], face[:, 1], face[:, 2] = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    x, y, z = (sums @ face).T
     return np.stack([x, y, z], 1) / np.maximum(np.sqrt(x * x + y * y + z * z), 1e-12)[:, None]
 
 
@@ -248,10 +263,10 @@ def facing(plane, faces) -> np.ndarray:
         plane: (V, 2 or more), x right and y up.
         faces: (F, 3), turned outwards.
     """
-    x, y = np.ascontiguousarray(plane[:, :2].T)
-    i, j, k = np.ascontiguousarray(faces.T)
-    xi, yi = x[i], y[i]
-    return faces[(x[j] - xi) * (y[k] - yi) < (y[j] - yi) * (x[k] - xi)]
+    place = plane[:, 0] + 1j * plane[:, 1]  # one number to look up a corner
+    i, j, k = (place.take(corner) for corner in np.ascontiguousarray(faces.T))
+    a, b = j - i, k - i
+    return faces.take(np.flatnonzero(a.real * b.imag < a.imag * b.real), 0)
 
 
 def bounds(points) -> tuple[np.ndarray, np.ndarray]:
