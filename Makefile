@@ -17,7 +17,7 @@ REFINE := $(PYTHON) main_meshgraph.py $(LEARN) --local_feat --w_kpts_refine 0 --
 
 FIRST := $(OUT)/$(if $(PHOTOS),photos,first)
 
-.PHONY: demo test clean-demo FORCE
+.PHONY: demo test types tests clean-demo FORCE
 
 demo: $(FIRST)/.done $(OUT)/results/.done
 	@echo "The network that comes with the program: open $(FIRST)/index.html."
@@ -27,8 +27,13 @@ demo: $(FIRST)/.done $(OUT)/results/.done
 test: $(VENV)/.tests-installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+types:
+	$(VENV)/bin/mypy
+
+tests:
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 clean-demo:

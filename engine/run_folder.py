@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -95,6 +96,10 @@ class RunFolder:
         self._write_log()
         # purge_step hides what a crash left beyond the checkpoint; an epoch's events follow it
         purge_step = state.step + (state.progress.steps == 0)
+        # TensorBoard reads files in the order of their names, which have the second they begin in.
+        now = time.time()
+        if list(self.folder.glob(f"events.out.tfevents.{int(now)}.*")):
+            time.sleep(int(now) + 1 - now)
         with self._reported():
             self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
             *start, self._end = _hparams(state, options)

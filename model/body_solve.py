@@ -49,6 +49,11 @@ class BodySolve(nn.Module):
     counts. The widths of prior and noise are learned, and where `features` are given, how much each
     image changes them.
 
+    A step solves (J' S^-1 J + P^-1) x = J' S^-1 (d + J g) for x, all of the way from the network's
+    answer: J (M, P) are the derivatives (`rows`), d what is seen less what the body shows
+    (`missing`), S its `variance`, P^-1 the prior's `tightness`, g the way `gone` before. Columns
+    are turns (3 for each joint), moves (3) and betas.
+
     Args:
         smal: the body.
         hierarchy: of its mesh.
@@ -123,24 +128,27 @@ class BodySolve(nn.Module):
                 self._edge(estimate, world, inside, edge),
             )
             rows, missing, variance = (torch.cat(of, 1) for of in zip(*parts, strict=True))
-            count = world.shape[1]
-            turns, moves, _, by_betas = rows.split([3 * count, 3, 1, NUM_BETAS], 2)
-            above = self.carried.above(world)
-            turns = (turns.unflatten(2, (count, 1, 3)) @ above[:, None]).flatten(2)  # own axes
-            rows = torch.cat([turns, moves, by_betas], 2)  # (B, M, P)
-            missing = missing + (rows @ gone[..., None]).squeeze(-1)
-            pulls = rows.mT / variance[:, None]
-            information, pull = pulls @ rows + tightness, pulls @ missing[..., None]
-            step = solve_definite(information, pull).squeeze(-1) - gone
+            rows = self._about_own_axes(rows, world)  # (B, M, P)
+            step = _solved(rows, missing, variance, tightness, gone) - gone
             # a body that crosses the camera has no derivative to follow: it stays
-            step = torch.where(step.isfinite(), step, 0)
-            turn, move, shape = step.clamp(-LONGEST, LONGEST).split([3 * count, 3, NUM_BETAS], 1)
+            step = torch.where(step.isfinite(), step, 0).clamp(-LONGEST, LONGEST)
+            turn, move, shape = step.split([3 * world.shape[1], 3, NUM_BETAS], 1)
             move = not_too_near(move, body.joints.detach())
             gone = gone + torch.cat([turn, move, shape], 1)
             pose = compose(turn.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 3))).flatten(1)
             trans, betas = trans + move, betas + shape
         body = self.smal(betas, pose, trans, betas_logscale=logscale)
         return Answer(Estimate(body.verts, body.joints, scale), trans, pose, betas)
+
+    def _about_own_axes(self, rows, world) -> torch.Tensor:
+        """Derivatives (B, M, P) by turns about the joints' own axes, moves and betas.
+
+        rows: (B, M, 3 J + 4 + 20), by turns about the world's axes, moves, scale and betas.
+        """
+        count = world.shape[1]
+        turns, moves, _, betas = rows.split([3 * count, 3, 1, NUM_BETAS], 2)
+        turns = turns.unflatten(2, (count, 1, 3)) @ self.carried.above(world)[:, None]
+        return torch.cat([turns.flatten(2), moves, betas], 2)
 
     def _down(self, x: torch.Tensor) -> torch.Tensor:
         for level in range(self.level):
@@ -214,3 +222,10 @@ class BodySolve(nn.Module):
         way = (-value * damped).clamp(-FARTHEST, FARTHEST)
         noise = (2 * log_edge).exp() / rim.clamp_min(1e-4).squeeze(-1)  # (B, V')
         return rows, way.squeeze(-1), noise
+
+
+def _solved(rows, missing, variance, tightness, gone) -> torch.Tensor:
+    """(B, P) x of the class' equation; what is measured is taken as linear about where it is."""
+    pulls = rows.mT / variance[:, None]  # (B, P, M)
+    wanted = missing[..., None] + rows @ gone[..., None]  # (B, M, 1)
+    return solve_definite(pulls @ rows + tightness, pulls @ wanted).squeeze(-1)

@@ -49,7 +49,7 @@ class VertexGroupNorm(nn.GroupNorm):
         return F.relu(self(x))
 
     def forward(self, x):
-        # (B, V, C) seen as a channels-last picture (B, C, V, 1): no copy on a CPU.
+        # (B, V, C) seen as a channels-last image (B, C, V, 1): no copy on a CPU.
         return super().forward(x.unsqueeze(2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).squeeze(2)
 
 

@@ -53,7 +53,7 @@ class SMAL(nn.Module):
     `source` says where the body comes from.
 
     Args:
-        body: a folder for `load_body`, or a `BodyData`; every size comes from it.
+        model_dir: a folder for `load_body`, or a `BodyData`; every size comes from it.
         shape_family_id: row of the families' means and covariances (1 is dogs).
 
     Raises:
@@ -71,9 +71,9 @@ class SMAL(nn.Module):
     weights: torch.Tensor
     logscale_mask: torch.Tensor
 
-    def __init__(self, body, shape_family_id: int = 1):
+    def __init__(self, model_dir, shape_family_id: int = 1):
         super().__init__()
-        body = body if isinstance(body, BodyData) else load_body(body)
+        body = model_dir if isinstance(model_dir, BodyData) else load_body(model_dir)
         families = len(body.family_means)
         if not 0 <= shape_family_id < families:
             raise InputError(

@@ -24,6 +24,7 @@ from .wide import draw_wide
 SUPERSAMPLE = 2
 REAL_BACKGROUND, REAL_FUR = 0.85, 0.6  # fractions of images, where there are photographs
 OTHERS = 0.10  # fraction of images with another animal behind
+NORMAL, FLOW, LENGTH, SUN, SKY, LAYERS = np.s_[:3], np.s_[3:5], 5, 6, 7, 8  # columns of `_fields`
 
 
 def choose_wide_frame(rng, plane) -> Frame:
@@ -44,7 +45,7 @@ def choose_wide_frame(rng, plane) -> Frame:
 
 
 def _fields(studio, animal, light, layers):
-    """(V, 8 + layers) what is interpolated over the skin: normal, flow, fur's length, sun, sky."""
+    """(V, LAYERS + layers) what is interpolated over the skin, in columns as named above."""
     normals = vertex_normals(animal.verts, studio.faces, studio.corner_sums)
     sun = np.ones(len(normals), np.float32)
     if light.sun.max() > 0.3:
@@ -89,20 +90,20 @@ def _quieter(rng, base, layers):
 
 
 def _colours(rng, studio, animal, at, layers, base, tile):
-    """(N, 3) unlit colours and (N,) where cloth is; at: (N, 8 + layers) fields."""
+    """(N, 3) unlit colours and (N,) where cloth is; at: (N, LAYERS + layers) fields."""
     offset = rng.integers(0, 256, 2)
     if tile is None:
         paint, shown = np.tile(base.astype(np.float32), (len(at), 1)), list(range(len(layers)))
     else:
-        paint = strands(tile, at[:, 3:5], offset) * np.float32(1 / 255)
+        paint = strands(tile, at[:, FLOW], offset) * np.float32(1 / 255)
         markings = rng.random() < 0.3
         shown = [i for i, layer in enumerate(layers) if markings or layer.kind != "fur"]
     _, contrast, _ = KINDS[animal.fur.kind]
-    texture = strands(studio.strands[animal.fur.kind], at[:, 3:5], offset)
+    texture = strands(studio.strands[animal.fur.kind], at[:, FLOW], offset)
     strength = rng.uniform(*contrast) * (1.0 if tile is None else 0.4)
     paint = paint * (1 + np.float32(strength) * texture)[:, None]
-    paint_layers(paint, [layers[i] for i in shown], at[:, [8 + i for i in shown]])
-    cloth = [8 + i for i, layer in enumerate(layers) if layer.kind == "cloth"]
+    paint_layers(paint, [layers[i] for i in shown], at[:, [LAYERS + i for i in shown]])
+    cloth = [LAYERS + i for i, layer in enumerate(layers) if layer.kind == "cloth"]
     dressed = (at[:, cloth] > 0).any(1) if cloth else np.zeros(len(at), bool)
     return np.clip(paint, 0, 1), dressed
 
@@ -147,13 +148,13 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     corner = faces[face[sample_row, sample_column]]  # (N, 3)
     weight = fragments.bary[0].numpy()[sample_row, sample_column]  # (N, 3)
     fields = _fields(studio, animal, light, layers)
-    at = on_faces(fields, corner, weight)  # (N, 8 + layers)
-    normal = unit(at[:, :3])
-    at[:, 3:5] *= np.float32(zoom * rng.uniform(0.6, 1.3))  # pixels
+    at = on_faces(fields, corner, weight)  # (N, LAYERS + layers)
+    normal = unit(at[:, NORMAL])
+    at[:, FLOW] *= np.float32(zoom * rng.uniform(0.6, 1.3))  # pixels
     paint, dressed = _colours(rng, studio, animal, at, layers, base, tile)
-    lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, 6]
+    lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, SUN]
     above = 0.5 + 0.5 * (normal @ animal.up.astype(np.float32))
-    ambient = mix(light.ground, light.sky, above) * at[:, 7, None]
+    ambient = mix(light.ground, light.sky, above) * at[:, SKY, None]
     edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin
     lit = paint * (lambert[:, None] * light.sun + ambient)
     lit += np.float32(rng.uniform(0, 0.12)) * edge * light.sky
@@ -162,7 +163,7 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     own_rgb[row, column] = lit
     length = np.zeros((h, w), np.float32)
     ragged = KINDS[animal.fur.kind][2] * zoom
-    length[row, column] = np.where(dressed, 0, at[:, 5] * ragged)
+    length[row, column] = np.where(dressed, 0, at[:, LENGTH] * ragged)
     down = -animal.up[:2] * (1, -1)
     ragged_outline(rng, own_rgb, own_alpha, length, -down * rng.uniform(-0.7, 0.1))
     window = np.s_[low[1] : high[1], low[0] : high[0]]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from engine import loop as engine
+from engine import run_folder
 from tests.commands import SMALL, fails
 from tests.engine.few import epochs, read_content, stage1
 from util.errors import Finished
@@ -53,6 +55,23 @@ def test_an_interrupted_run_goes_on_to_the_same_end(few, tmp_path, monkeypatch):
         for name in ("args_1.json", "args.json")
     )
     assert first is None and then == str(parts / "checkpoint.pth.tar")
+
+
+def test_events_of_a_second_run_are_read_after_those_of_the_first(
+    few, start, tmp_path, monkeypatch
+):
+    """TensorBoard sorts files by name, of whole seconds: 1000.vm.7.10 before 1000.vm.7.9."""
+    shutil.copytree(start, tmp_path / "run")
+    slept = []
+    clock = SimpleNamespace(time=lambda: 1000.25, sleep=slept.append)
+    monkeypatch.setattr(run_folder, "time", clock)
+    resume = ["--nEpochs", "3", "--resume", str(tmp_path / "run")]
+    stage1(few, tmp_path / "run", *resume, small=SMALL[4:])
+    assert slept == []
+    (tmp_path / "run" / "events.out.tfevents.1000.vm.7.9").touch()
+    resume[1] = "4"
+    stage1(few, tmp_path / "run", *resume, small=SMALL[4:])
+    assert slept == [0.75]
 
 
 def test_going_on_from_an_older_copy_in_the_folder_loses_nothing(few, start, tmp_path):

@@ -11,7 +11,7 @@ import torch
 import main
 from engine.schedule import AveragedWeights, Schedule
 from tests.commands import SMALL
-from tests.engine.tiny import CHECKPOINT, at_step, train
+from tests.engine.tiny import CHECKPOINT, TINY, at_step, train
 from util.errors import Interrupted
 
 
@@ -52,7 +52,7 @@ def test_average_follows_weights_and_copies_buffers():
 
 def test_schedule_and_average_resume_exactly(data, tmp_path):
     """Four epochs with warm-up, cosine and averaged weights, at once and in two parts."""
-    options = ["--data_dir", str(data), *SMALL, "--batch_size", "9", "--nEpochs", "4", "--warmup"]
+    options = ["--data_dir", str(data), *TINY, "--batch_size", "9", "--nEpochs", "4", "--warmup"]
     options += ["3", "--schedule", "cosine", "--ema", "0.9", "--output_dir"]
     main.main([*options, str(tmp_path / "whole")])
 

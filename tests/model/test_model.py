@@ -88,9 +88,9 @@ def test_outputs_match_recorded(variant, golden, mode):
     g = golden(f"network_{name}")
     model.load_state_dict(weights)
     model.train(mode == "train")
-    pictures = torch.tensor(np.random.RandomState(2000).randn(2, 3, 224, 224), dtype=torch.float32)
+    images = torch.tensor(np.random.RandomState(2000).randn(2, 3, 224, 224), dtype=torch.float32)
     with torch.no_grad():
-        out = model(pictures)
+        out = model(images)
     compared = [k for k in g if k.startswith(mode)]
     assert len(compared) >= 7
     for key in compared:
@@ -148,7 +148,7 @@ def test_fast_feature_lift_equals_sampling_every_channel(body):
     verts = torch.randn(2, 50, 3, generator=g, dtype=torch.float64, requires_grad=True)
     positions = (
         2.4 * torch.rand(2, 50, 2, generator=g, dtype=torch.float64) - 1.2
-    )  # some outside the picture
+    )  # some outside the image
     weights = torch.randn(2, 50, 512, generator=g, dtype=torch.float64)
     parameters = [verts, refiner.lin1.W, refiner.lin1.b]
     fast, slow = (
@@ -271,7 +271,7 @@ def test_untrained_animal_faces_the_camera_upright(body):
 
 
 @pytest.mark.parametrize("img_res", [33, 64, 96, 112, 160, 224])
-def test_other_picture_sizes(body, img_res):
+def test_other_image_sizes(body, img_res):
     smal, hierarchy, _ = body
     model = CoarseToFine(
         smal, hierarchy, backbone="resnet18", img_res=img_res, num_channels=32
