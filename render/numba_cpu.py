@@ -441,7 +441,7 @@ def _power_of_two(x):
 
 @fast
 def _signed(number, sign):
-    """A number that is not negative, with the sign of another."""
+    """A number, its sign changed where another is negative."""
     bits = F(number).view(np.int32) ^ np.int32(F(sign).view(np.int32) & SIGN)
     return np.int32(bits).view(np.float32)
 
