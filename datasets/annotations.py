@@ -94,6 +94,8 @@ def image_folder(folder: Path) -> Path:
     """`folder`/Images, or images as some users have it."""
     for name in ("Images", "images"):
         if os.path.isdir(folder / name):
+            if not os.access(folder / name, os.X_OK):  # else each image would seem to be missing
+                raise InputError(f"{folder / name} cannot be read: Permission denied")
             return folder / name
     raise InputError(
         f"{folder / 'Images'} is missing: put the data set's images there (data/README.md)"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import cv2
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets import build_dataset, has_split
-from datasets.annotations import entry_name, read_list, read_split, unique_names
+from datasets.annotations import entry_name, image_folder, read_list, read_split, unique_names
 from datasets.ground_truth import read_arrays
 from util.errors import InputError
 
@@ -189,3 +190,11 @@ def test_the_rest_is_as_in_a_clean_data_set(tmp_path):
         assert a.keys() == b.keys()
         for key in a:
             assert torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
+
+
+def test_a_closed_folder_of_images_is_named(tmp_path, monkeypatch):
+    (tmp_path / "Images").mkdir()
+    assert image_folder(tmp_path) == tmp_path / "Images"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="Images cannot be read: Permission denied"):
+        image_folder(tmp_path)
