@@ -14,7 +14,7 @@ from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import open_detector, whole
 from engine.predict import Predictor
-from engine.prediction_options import app_parser
+from engine.prediction_options import app_parser, check_prediction
 from report.gallery import Gallery
 from util.errors import InputError, run_cli
 
@@ -43,9 +43,11 @@ def build_app(args):
         import gradio
     except ModuleNotFoundError:
         raise InputError("app.py needs the package gradio: pip install gradio") from None
+    check_prediction(args)
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     config = build.resolve_network(args, checkpoint, checkpoint.refined)
+    detector = open_detector(args.detector, args.detector_weights, device)
     folder = body_folder(args)
     model = build.load_network(config, folder, checkpoint).to(device)
 
@@ -56,8 +58,10 @@ def build_app(args):
             return Predictor(model)
         return Predictor(model, build.build_refiner(model.smal, folder, args.renderer, "mask"))
 
-    detector = open_detector(args.detector, args.detector_weights, device)
     build.make_output_dir(args.output_dir)
+
+    def refuse(fault: InputError) -> None:
+        raise fault
 
     def run(upload: str | None, fit_mask: bool):
         """Overlay, mesh and files of an uploaded photograph's first animal."""
@@ -67,12 +71,12 @@ def build_app(args):
             photograph = read_photograph(upload, "photograph")
             animals = animals_of(photograph, None, detector) or [whole(photograph.image)]
             networks = predictor(fit_mask)
+            tasks = tasks_of(photograph, animals, config.img_res, taken=set())
+            out = Path(tempfile.mkdtemp(dir=args.output_dir))
+            gallery = Gallery(out, model.smal.faces, args.renderer)
+            predict(tasks, networks, gallery, on_fault=refuse)
         except InputError as error:
             raise gradio.Error(str(error).replace(str(upload), "the photograph")) from None
-        tasks = tasks_of(photograph, animals, config.img_res, taken=set())
-        out = Path(tempfile.mkdtemp(dir=args.output_dir))
-        gallery = Gallery(out, model.smal.faces, args.renderer)
-        predict(tasks, networks, gallery)
         name = tasks[0].name
         kind = "refined" if checkpoint.refined or fit_mask else "coarse"
         mesh = next(

@@ -27,7 +27,7 @@ from engine import build
 from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, open_detector, whole
 from engine.predict import Predictor, Task, sample_of
-from engine.prediction_options import PRETRAINED, demo_parser
+from engine.prediction_options import PRETRAINED, check_prediction, demo_parser
 from engine.video import follow, packed, smooth_prediction, unpacked, without_features
 from report.gallery import Gallery
 from smal_model.hierarchy import HIERARCHY_FILE
@@ -45,9 +45,7 @@ def main(argv=None) -> int:
     def on_fault(fault: InputError) -> None:
         failed.append(str(fault))
 
-    if args.detector_weights and (args.bbox or args.detector == "none"):
-        reason = "--bbox" if args.bbox else "--detector none"
-        raise InputError(f"--detector_weights has no effect with {reason}; give one of the two")
+    check_prediction(args)
     paths = find_media(args.input, on_fault, args.output_dir)
     device = build.prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
@@ -61,7 +59,8 @@ def main(argv=None) -> int:
     except InputError as error:
         if folder != args.output_dir / "body":
             raise
-        raise InputError(f"{error} (or remove {folder}: it is made again)") from None
+        reason = str(error).removesuffix(".")
+        raise InputError(f"{reason}, or remove {folder}: it is made anew") from None
     refine = None
     if args.refine:
         refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
@@ -93,10 +92,10 @@ def main(argv=None) -> int:
             tasks = tasks_of(photograph, animals, config.img_res, taken)
             batch += tasks
             while len(batch) >= args.batch_size:
-                unmasked += predict(batch[: args.batch_size], predictor, gallery)
+                unmasked += predict(batch[: args.batch_size], predictor, gallery, on_fault)
                 batch = batch[args.batch_size :]
         if batch:
-            unmasked += predict(batch, predictor, gallery)
+            unmasked += predict(batch, predictor, gallery, on_fault)
         for name, path in tqdm(videos, desc="videos"):
             try:
                 masked = predict_video(name, path, args, predictor, gallery, detector)
@@ -158,11 +157,14 @@ def tasks_of(
     return tasks
 
 
-def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery) -> list[str]:
+def predict(tasks: list[Task], predictor: Predictor, gallery: Gallery, on_fault) -> list[str]:
     """Predicts a batch and writes its results; returns the names of those without a mask."""
     batch, out = predictor([task.sample for task in tasks])
     for i, task in enumerate(tasks):
-        gallery.add(task, out, i)
+        try:
+            gallery.add(task, out, i)
+        except InputError as fault:
+            on_fault(fault)
     masked = batch["has_mask"].tolist()
     return [task.name for task, known in zip(tasks, masked, strict=True) if not known]
 

@@ -287,9 +287,8 @@ def build_loaders(args: argparse.Namespace, config: NetworkConfig, device: torch
     if loss_weights(args).needs_truth:
         if not train.has_ground_truth:
             given = [f"--w_{n}" for n in TRUTH_TERMS if vars(args).get(f"w_{n}")]
-            needs = f"{', '.join(given)} needs ground truth" if len(given) == 1 else ""
-            needs = needs or f"{', '.join(given)} need ground truth"
-            raise InputError(f"{needs}, and no training image has any")
+            needed = f"ground truth is needed for {', '.join(given)}"
+            raise InputError(f"{needed}, and no training image has any")
         num_verts = len(load_body(param_dir(args) / "smal").template)
         for part in train.datasets if args.mix else [train]:
             check_body(part, num_verts, args)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import DATASETS, SPLITS
 from render import BACKENDS
+from util.errors import InputError
 
 from .options import count, gpu_ids, positive
 
@@ -60,6 +61,14 @@ def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
     add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
     _running(add)
     return parser
+
+
+def check_prediction(args: argparse.Namespace) -> None:
+    """Refuses options of demo.py and app.py that contradict each other."""
+    boxed = getattr(args, "bbox", None)
+    if args.detector_weights and (boxed or args.detector == "none"):
+        reason = "--bbox" if boxed else "--detector none"
+        raise InputError(f"--detector_weights has no effect with {reason}; give one of the two")
 
 
 def demo_parser() -> argparse.ArgumentParser:

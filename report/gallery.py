@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from model.outputs import Prediction
+from model.outputs import Estimate, Prediction
 from util.errors import InputError
 from util.files import atomic_write
 from util.images import to_image, write_png
@@ -42,10 +42,12 @@ class Gallery:
             task: name, path, image, crop and sample of the animal.
             out: the prediction.
             i: position in it.
+
+        Raises:
+            InputError: a mesh is not finite; nothing was written.
         """
         name, estimates = task.name, {k: e[i] for k, e in out.estimates.items()}
-        if not all(e.verts.isfinite().all() for e in estimates.values()):
-            raise InputError(f"the network's mesh of {task.path} is not finite: take another")
+        _check_finite(task.path, *estimates.values())
         finest = estimates.get("refined") or estimates["coarse"]
         over = photograph_overlay(task.image, finest, self.faces, task.crop, backend=self.renderer)
         write_png(self.folder / f"{name}_overlay.png", over)
@@ -85,7 +87,11 @@ class Gallery:
             out: the smoothed prediction, one row a frame.
             crops: center and side of each frame's crop.
             rate: frames a second.
+
+        Raises:
+            InputError: a mesh is not finite; nothing was written.
         """
+        _check_finite(name, out.finest)
         finest = out.finest
         values: dict = {"verts": finest.verts, "joints": finest.joints, "scale": finest.scale}
         values |= {"pose": out.pose, "betas": out.betas, "trans": out.trans, "faces": self.faces}
@@ -121,3 +127,8 @@ class Gallery:
     def write_page(self, title: str, facts: dict) -> None:
         """Writes `index.html` with all that was added."""
         write_page(self.folder, title, self.images, array_of(self.faces), facts)
+
+
+def _check_finite(source, *estimates: Estimate) -> None:
+    if not all(estimate.verts.isfinite().all() for estimate in estimates):
+        raise InputError(f"the network's mesh of {source} is not finite: take another checkpoint")

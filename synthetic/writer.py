@@ -164,8 +164,9 @@ def make_data(
     """
     if num_images < 20:
         raise InputError(f"{num_images} images: at least 20 are needed to fill the three splits")
-    if seed < 0 or (num_workers or 0) < 0:
-        raise InputError(f"--seed {seed}, --num_works {num_workers}: expected 0 or more")
+    for name, value in (("seed", seed), ("num_works", num_workers or 0)):
+        if value < 0:
+            raise InputError(f"--{name} {value}: expected 0 or more")
     data_dir = Path(data_dir)
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir} is a file; give a folder")

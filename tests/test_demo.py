@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 import zlib
 from dataclasses import replace
@@ -310,15 +311,25 @@ def test_a_video_that_is_cut_off_is_named(runs, data, dog, tmp_path, capfd):
     assert re.search(r"clip.avi ends after \d of \d+ frames", capfd.readouterr().err)
 
 
-def test_a_network_that_diverged_ends_in_a_sentence(runs, data, dog, tmp_path, monkeypatch):
-    """Its weights are finite, its meshes are not."""
+def test_a_mesh_that_is_not_finite_is_named_and_stops_no_other(
+    runs, data, dog, tmp_path, monkeypatch, capsys
+):
+    """Of the first of two photographs, and of a video; the weights are finite."""
     forward = SMAL.forward
 
     def broken(*args, **kwargs):
         out = forward(*args, **kwargs)
-        return replace(out, verts=out.verts * float("nan"))
+        factor = torch.ones(len(out.verts), 1, 1)
+        factor[0] = float("nan")
+        return replace(out, verts=out.verts * factor)
 
+    _write_video(tmp_path / "clip.mp4", cv2.imread(str(dog)))
+    shutil.copy(dog, tmp_path / "other.jpg")
+    inputs = dog, tmp_path / "other.jpg", tmp_path / "clip.mp4"
     monkeypatch.setattr(SMAL, "forward", broken)
-    with pytest.raises(InputError, match="mesh of .*dog.jpg is not finite"):
-        demo.main(_arguments(runs, data, tmp_path / "out", dog))
-    assert (tmp_path / "out" / "index.html").exists()
+    assert demo.main(_arguments(runs, data, tmp_path / "out", *inputs)) == 1
+    said = capsys.readouterr().err
+    assert re.search("not done: the network's mesh of .*dog.jpg is not finite", said)
+    assert "not done: the network's mesh of clip is not finite" in said
+    assert (tmp_path / "out" / "other_overlay.png").exists()
+    assert not list((tmp_path / "out").glob("dog_*")) + list((tmp_path / "out").glob("clip*"))

@@ -132,4 +132,4 @@ def test_contradictions_are_refused(data, shared, tmp_path, capsys):
     fails(capsys, [*run, "--augment", "strong", "--no_augment"], "contradict each other")
     fails(capsys, [*run, "--freeze_backbone", "5"], "--freeze_backbone 5", "four maps")
     photographs = ["main.py", "--data_dir", str(shared / "samples"), "--output_dir", str(tmp_path)]
-    fails(capsys, [*photographs, *SMALL, "--w_verts", "1"], "needs ground truth")
+    fails(capsys, [*photographs, *SMALL, "--w_verts", "1"], "needed for --w_verts, and no")
