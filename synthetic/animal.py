@@ -4,6 +4,7 @@ camera."""
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
@@ -56,6 +57,8 @@ class Animal:
     breed: str
     verts: np.ndarray  # (V, 3) camera space, body units
     joints: np.ndarray  # (41, 3) camera space, body units
+    plane: np.ndarray  # (V, 3) the vertices in the crop's image plane, and their depth
+    joints_plane: np.ndarray  # (41, 3) the same of the joints
     scale: float  # the camera's
     up: np.ndarray  # (3,) the world's up in camera space
     parameters: dict[str, np.ndarray]  # what the SMAL layer was called with, without batch axis
@@ -67,16 +70,6 @@ class Animal:
         with torch.inference_mode():
             return project(points, torch.tensor([[self.scale]]))[0].numpy()
 
-    @cached_property
-    def plane(self) -> np.ndarray:
-        """(V, 3) of the vertices; see `project`."""
-        return self.project(self.verts)
-
-    @cached_property
-    def joints_plane(self) -> np.ndarray:
-        """(41, 3) of the joints; see `project`."""
-        return self.project(self.joints)
-
 
 class Studio:
     """What all images share: the body and fields over its rest pose."""
@@ -84,22 +77,24 @@ class Studio:
     def __init__(self, body_dir):
         self.smal = SMAL(body_dir)
         self.rest = self.smal.template.numpy().astype(np.float64)  # (V, 3)
-        self.faces = np.asfortranarray(self.smal.faces.numpy())  # (F, 3), read by corner
+        self.faces = self.smal.faces.numpy()  # (F, 3)
         # The layer centres the template: bring it back to where the skeleton's places are named.
         centred = self.smal.J_regressor.numpy().astype(np.float64) @ self.rest  # (J, 3)
         self.rest += (rest_joints() - centred).mean(0)
-        self.corner_sums = corner_sums(self.faces, len(self.rest))
-        self.rest_normals = vertex_normals(self.rest, self.faces, self.corner_sums)
+        self.axes = np.ascontiguousarray(self.rest.T, np.float32)  # (3, V)
+        self.corner_sums = corner_sums(self.faces, len(self.rest)).astype(np.float32)
+        self.rest_normals = vertex_normals(self.axes.T, self.faces, self.corner_sums)
         self._followers: dict[tuple, np.ndarray] = {}
 
     @cached_property
     def shape_space(self) -> np.ndarray:
-        """(3 V, n) orthonormal basis of the displacements that the coefficients can express, with
+        """(n, 3 V) orthonormal basis of the displacements that the coefficients can express, with
         shifts and turns."""
         rigid = [np.broadcast_to(e, self.rest.shape).ravel() for e in np.eye(3)]
         rigid += [np.cross(e, self.rest).ravel() for e in np.eye(3)]
         directions = self.smal.shapedirs[:NUM_BETAS].numpy().astype(np.float64)
-        return np.linalg.qr(np.concatenate([directions, rigid]).T)[0]
+        basis = np.linalg.qr(np.concatenate([directions, rigid]).T)[0]
+        return np.ascontiguousarray(basis.T, np.float32)
 
     @cached_property
     def capsules(self) -> Capsules:
@@ -142,7 +137,7 @@ class Studio:
     @cached_property
     def other_shapes(self) -> np.ndarray:
         """(K - 20, 3 V) shape directions that the network's coefficients leave out."""
-        return self.smal.shapedirs[NUM_BETAS:].numpy().astype(np.float64)
+        return self.smal.shapedirs[NUM_BETAS:].numpy()
 
     def followers(self, *joints: int) -> np.ndarray:
         """(V,) how much each vertex follows any of some joints, from 0 to 1."""
@@ -153,7 +148,7 @@ class Studio:
     @cached_property
     def flow(self) -> np.ndarray:
         """(V, 2) along and across the fur's strands: backwards on the trunk, down on the legs."""
-        x, y, z = self.rest.T
+        x, y, z = self.axes
         legs = self.smal.weights.numpy()[:, np.concatenate(LEGS)].sum(1)
         side = 0.35 * np.sign(y)
         along = (1 - legs) * (0.25 * np.abs(y) - x) - legs * z
@@ -169,21 +164,23 @@ class Studio:
         """(V, 3) smooth displacement of the rest pose, outside the shape space: soft dents and
         bulges, lean and heavy parts."""
 
-        rest = self.rest.astype(np.float32)
+        rest = self.axes  # (3, V)
+        square = (rest * rest).sum(0)
 
         def bumps(count, low, high):
-            centre = rest[rng.integers(len(rest), size=count)]
-            sharp = (-0.5 / rng.uniform(low, high, count) ** 2).astype(np.float32)[:, None]
-            to_origin = sharp * ((rest * rest).sum(1) + (centre * centre).sum(1)[:, None])
-            return np.exp(to_origin - (2 * sharp * centre) @ rest.T)  # (count, V)
+            centre = rest[:, rng.integers(rest.shape[1], size=count)]  # (3, count)
+            sharp = (-0.5 / rng.uniform(low, high, count) ** 2).astype(np.float32)
+            to_origin = square + (centre * centre).sum(0)[:, None]  # (count, V)
+            to_origin -= (2 * centre.T) @ rest
+            return cv2.exp(sharp[:, None] * to_origin)
 
         lumps = bumps(14, 0.12, 0.30)
-        shift = rng.normal(0, 0.020, (14, 3)).T @ lumps  # (3, V)
+        shift = rng.normal(0, 0.020, (3, 14)).astype(np.float32) @ lumps  # (3, V)
         lumps = bumps(16, 0.07, 0.18)
-        swell = rng.normal(0, 0.020, 16) @ lumps
+        swell = rng.normal(0, 0.020, 16).astype(np.float32) @ lumps
         flesh = np.clip(self.thickness, 0.02, 0.16) / 0.10
-        flat = (shift.T + (swell * flesh)[:, None] * self.rest_normals).ravel()
-        return (flat - self.shape_space @ (self.shape_space.T @ flat)).reshape(-1, 3)
+        flat = (shift + (swell * flesh) * self.rest_normals.T).T.ravel()
+        return (flat - (self.shape_space @ flat) @ self.shape_space).reshape(-1, 3)
 
     def place(self, drafts: list[Draft], rounds: int = 1) -> list[Animal]:
         """Poses drafts and frames each by the camera of the crop.
@@ -213,14 +210,19 @@ class Studio:
                 focal = 2 * fill * HALF_CROP / (high - low).max(1)
                 shift += (centre * HALF_CROP / focal[:, None] - (low + high) / 2) * away
             parameters["trans"] = torch.tensor(np.column_stack([shift, depth]), dtype=torch.float32)
-            moved = [part + parameters["trans"][:, None] for part in (posed.verts, posed.joints)]
-            verts, joints = (part.numpy() for part in moved)
+            scale = torch.tensor(focal / FOCAL - 1, dtype=torch.float32)
+            points = torch.cat([posed.verts, posed.joints], 1) + parameters["trans"][:, None]
+            ends = [posed.verts.shape[1]]
+            verts, joints = np.split(points.numpy(), ends, 1)
+            plane, joints_plane = np.split(project(points, scale[:, None]).numpy(), ends, 1)
         return [
             Animal(
                 breed=draft.breed,
                 verts=verts[i],
                 joints=joints[i],
-                scale=float(np.float32(focal[i] / FOCAL - 1)),
+                plane=plane[i],
+                joints_plane=joints_plane[i],
+                scale=float(scale[i]),
                 up=draft.up,
                 parameters={k: v[i].numpy() for k, v in parameters.items()},
                 fur=draft.fur,
@@ -229,14 +231,19 @@ class Studio:
         ]
 
 
+def turned(world, tilt) -> np.ndarray:
+    """(3,) axis-angle in camera space of what is tilted by axis-angles (3,) in the world's axes;
+    world (3, 3): these axes, as columns, in camera space."""
+    return cv2.Rodrigues(world @ cv2.Rodrigues(tilt)[0])[0].ravel()
+
+
 def draw_plain(rng, studio: Studio) -> Draft:
     """A dog of the plain preset: eight breeds, six kinds of pose, seen from the front half."""
     breed = list(BREEDS)[rng.integers(len(BREEDS))]
     betas = sample_betas(rng, breed)
     pose = sample_pose(rng, 1)[0]
     world = draw_view(rng, lying_down=abs(pose[0]) > 1)
-    turn = world @ Rotation.from_rotvec(pose[:3]).as_matrix()
-    pose[:3] = Rotation.from_matrix(turn).as_rotvec()
+    pose[:3] = turned(world, pose[:3])
     dents = studio.dents(rng)
     del_v = dents + rng.uniform(*COAT_DEPTH) * studio.long_coat
     depth = 1 + np.clip(rng.normal(0, 0.25), -0.6, 0.6)

@@ -130,9 +130,10 @@ def rest_displacement(rng, studio: Studio, shape: np.ndarray, fur: Fur) -> np.nd
     """(V, 3) what the network's coefficients cannot express: the other shape directions, ear bases
     further out, dents and bulges, and the coat."""
     ears = studio.followers(joints.LEFT_EAR, joints.RIGHT_EAR)
-    head = studio.followers(joints.HEAD) * ramp(-studio.rest[:, 0], -0.76, -0.60)
+    x, y, _ = studio.axes
+    head = studio.followers(joints.HEAD) * ramp(-x, -0.76, -0.60)
     out = np.clip(ears + 0.6 * head, 0, 1) * rng.uniform(*EARS_OUT)
-    moved = (shape[NUM_BETAS:] @ studio.other_shapes).reshape(-1, 3)
-    moved[:, 1] += out * np.clip(studio.rest[:, 1] / 0.05, -1, 1)
+    moved = (shape[NUM_BETAS:].astype(np.float32) @ studio.other_shapes).reshape(-1, 3)
+    moved[:, 1] += out * np.clip(y / 0.05, -1, 1)
     moved[:, 2] -= 0.4 * out * ears
     return moved + 0.8 * studio.dents(rng) + fur.length * studio.long_coat

@@ -35,8 +35,7 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
     Returns:
         The base colour (3,) and the layers over it, the lowest first.
     """
-    p = studio.rest
-    x, y, z = p.T
+    x, y, z = p = studio.axes
     head = studio.followers(joints.HEAD, joints.MOUTH)
     ears = studio.followers(joints.LEFT_EAR, joints.RIGHT_EAR)
     tail = studio.followers(*joints.TAIL)
@@ -96,11 +95,11 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
     if rng.random() < 0.2:  # tip of the tail
         layer(np.minimum(-x - rng.uniform(0.85, 1.0), tail - 0.5), 0.03, white)
     if rng.random() < 0.22:  # collar
-        along = (p - (rng.uniform(0.47, 0.51), 0, 0.28)) @ np.array([0.82, 0, 0.57])
+        along = (x - rng.uniform(0.47, 0.51)) * 0.82 + (z - 0.28) * 0.57
         off_neck = studio.followers(joints.NECK) + head < 0.4
         layer(0.018 - np.abs(along) - off_neck, 0.002, rng.uniform(0.05, 0.9, 3), "cloth")
     if rng.random() < 0.5:  # inside of the ears, which opens to the front
-        forward = studio.rest_normals @ np.array([0.8, 0, -0.2])
+        forward = studio.rest_normals @ np.array([0.8, 0, -0.2], np.float32)
         pink = mix(base, (0.75, 0.52, 0.47), 0.6)
         layer(np.where(ears > 0.6, forward - 0.35, -1), 0.15, pink, "skin")
     mouth = 0.287 + 0.10 * np.clip(0.80 - x, 0, 1)
@@ -110,8 +109,9 @@ def draw_coat(rng, studio) -> tuple[np.ndarray, list[Layer]]:
         dx, dy, dz = x - EYE[0], y - side * EYE[1], z - EYE[2]
         from_eye = np.sqrt(dx * dx + dy * dy + dz * dz)
         layer(0.018 - from_eye, 0.004, fur("black", "chocolate") * 0.4, "skin")
-    nose = ((p - (np.array(NOSE) + (-0.018, 0, 0.004))) / (0.030, 0.031, 0.024)) ** 2
-    layer(1 - np.sqrt(nose.sum(1)), 0.12, np.array((0.06, 0.05, 0.05)), "skin")
+    nose = ((x - NOSE[0] + 0.018) / 0.030) ** 2
+    nose += ((y - NOSE[1]) / 0.031) ** 2 + ((z - NOSE[2] - 0.004) / 0.024) ** 2
+    layer(1 - np.sqrt(nose), 0.12, np.array((0.06, 0.05, 0.05)), "skin")
     return base, layers
 
 
@@ -119,4 +119,5 @@ def paint_layers(paint, layers: list[Layer], scores) -> None:
     """Paints layers over colours (N, 3), in place; scores: (N, layers) at the same places."""
     for layer, score in zip(layers, np.ascontiguousarray(scores.T), strict=True):
         there = np.flatnonzero(score > -layer.soft)
-        paint[there] = mix(paint[there], layer.colour, step(score[there], layer.soft))
+        part = step(score.take(there), layer.soft)
+        paint[there] = mix(paint.take(there, 0), layer.colour, part)

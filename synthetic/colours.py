@@ -1,5 +1,7 @@
 """Colours and random fields that coats, things and grounds share."""
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -9,6 +11,7 @@ FUR = {
     "white": (0.92, 0.91, 0.88), "grey": (0.42, 0.42, 0.44), "blue": (0.28, 0.31, 0.35),
     "sable": (0.50, 0.36, 0.24),
 }  # fmt: skip
+GRAIN = 1024  # side of the white noise that `grain` takes parts of, pixels; photographs are smaller
 DARK, LIGHT = (
     ("black", "chocolate", "chestnut", "grey", "blue"),
     ("tan", "golden", "cream", "white"),
@@ -38,23 +41,60 @@ def noise(rng, height: int, width: int, cells: float, octaves: int = 3) -> np.nd
     return cv2.resize(out, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+@lru_cache(1)
+def _white_noise():
+    return np.random.default_rng(0).standard_normal((GRAIN, GRAIN), dtype=np.float32)
+
+
+def grain(rng, height: int, width: int) -> np.ndarray:
+    """(H, W) float32 white noise of deviation 1, to read only: a random part of one large field,
+    since drawing each pixel's would take longer than all else that is painted with it."""
+    field = _white_noise()
+    top, left = (rng.integers(GRAIN - n + 1) for n in (height, width))
+    return field[top : top + height, left : left + width]
+
+
 def waves(rng, points, length: float, count: int = 18) -> np.ndarray:
-    """(N,) smooth random field over points (N, 3), lumps of about `length`, deviation 1."""
+    """(N,) smooth random field over points (3, N), lumps of about `length`, deviation 1."""
     k = (rng.standard_normal((3, count)) / length * 1.6).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, count).astype(np.float32)
-    angles = k.T @ points.T.astype(np.float32) + phase[:, None]  # (count, N)
+    angles = k.T @ points + phase[:, None]  # (count, N)
     return np.cos(angles).sum(0) * np.sqrt(2 / count)
+
+
+def merged(planes) -> np.ndarray:
+    """(..., 3) float32 of three planes (...)."""
+    if not planes[0].size:
+        return np.stack(planes, -1)
+    return cv2.merge(planes).reshape(*planes[0].shape, 3)  # numpy is slow on rows of three
+
+
+def tint(colour, level) -> np.ndarray:
+    """(..., 3) a colour (3,) times levels (...), float32."""
+    return merged([level * np.float32(channel) for channel in colour])
+
+
+def through(filter, image) -> np.ndarray:
+    """An image (..., 3) whose channels are multiplied by a filter's (3,), float32."""
+    return merged([image[..., k] * np.float32(filter[k]) for k in range(3)])
+
+
+def thrice(level) -> np.ndarray:
+    """(..., 3) levels (...), float32, for each of three channels."""
+    return merged([level] * 3)
 
 
 def mix(a, b, t) -> np.ndarray:
     """a where t is 0, b where it is 1; colours (3,) or (..., 3), t (...)."""
     a, b, t = (np.asarray(value, np.float32) for value in (a, b, t))
-    return a + t[..., None] * (b - a)
+    if not t.ndim:
+        return a + t * (b - a)
+    return merged([a[..., k] + t * (b[..., k] - a[..., k]) for k in range(3)])
 
 
 def step(x, soft) -> np.ndarray:
     """0 below -soft, 1 above soft, smooth between."""
-    t = np.clip(x / (2 * soft) + 0.5, 0, 1)
+    t = np.minimum(np.maximum(x / (2 * soft) + 0.5, 0), 1)  # np.clip is slow on short arrays
     return t * t * (3 - 2 * t)
 
 

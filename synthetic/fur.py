@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from .colours import step
+from .colours import mix, step
 
 TILE = 256  # side of a texture, pixels
 # Blur of white noise along and across the strands (pixels), contrast (least, most), how ragged the
@@ -45,7 +45,7 @@ def strands(texture, flow, offset) -> np.ndarray:
         (N) or (N, 3).
     """
     column, row = ((flow + offset).astype(np.int32) & (TILE - 1)).T
-    return texture[row, column]
+    return texture.reshape(TILE * TILE, *texture.shape[2:]).take(row * TILE + column, 0)
 
 
 def ragged_outline(rng, rgb, alpha, length, lean) -> None:
@@ -68,27 +68,30 @@ def ragged_outline(rng, rgb, alpha, length, lean) -> None:
         cv2.Sobel(smooth, -1, 1, 0, scale=0.125),
         cv2.Sobel(smooth, -1, 0, 1, scale=0.125),
     )
-    row, column = np.nonzero((distance > 0) & (distance < longest))
-    d = distance[row, column]
-    way = np.stack([slope_x[row, column], slope_y[row, column]], 1)  # outwards
-    way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 0.3)
-    way += np.asarray(lean, np.float32)
     height, width = alpha.shape
-    root = np.stack([column, row], 1) - way * d[:, None]
-    x = np.clip(np.round(root[:, 0]), 0, width - 1).astype(np.int32)
-    y = np.clip(np.round(root[:, 1]), 0, height - 1).astype(np.int32)
+    pixel = np.flatnonzero((distance > 0) & (distance < longest))
+    row, column = (n.astype(np.float32) for n in np.divmod(pixel, width))
+    d, way_x, way_y = (field.take(pixel) for field in (distance, slope_x, slope_y))  # outwards
+    steep = np.maximum(np.sqrt(way_x * way_x + way_y * way_y), 0.3)
+    way_x, way_y = way_x / steep + np.float32(lean[0]), way_y / steep + np.float32(lean[1])
+
+    def inwards(far):
+        x = np.clip(np.rint(column - way_x * far), 0, width - 1)
+        y = np.clip(np.rint(row - way_y * far), 0, height - 1)
+        return (y * width + x).astype(np.int32)
+
     # A strand's noise belongs to its root, so that it is one strand from root to tip.
     noise = rng.random((height, width), dtype=np.float32)
     noise = np.clip(0.6 * noise + 1.1 * cv2.blur(noise, (3, 3)) - 0.35, 0, 1)
-    start = length[y, x]
+    root = inwards(d)
+    start = length.take(root)
     soft = 0.35 + 0.12 * start
-    cover = step((0.15 + 0.85 * noise[y, x]) * start - d + 0.5 * soft, soft)
-    inside = np.stack([column, row], 1) - way * (d + 2.0)[:, None]
-    x = np.clip(np.round(inside[:, 0]), 0, width - 1).astype(np.int32)
-    y = np.clip(np.round(inside[:, 1]), 0, height - 1).astype(np.int32)
-    grown = (cover > 0) & (alpha[y, x] > 0.5)
-    row, column, x, y, cover = row[grown], column[grown], x[grown], y[grown], cover[grown]
-    old, new = alpha[row, column], np.maximum(alpha[row, column], cover)
-    part = ((new - old) / np.maximum(new, 1e-6))[:, None]
-    rgb[row, column] += part * (rgb[y, x] - rgb[row, column])
-    alpha[row, column] = new
+    cover = step((0.15 + 0.85 * noise.take(root)) * start - d + 0.5 * soft, soft)
+    inside = inwards(d + 2)
+    grown = np.flatnonzero((cover > 0) & (alpha.take(inside) > 0.5))
+    pixel, inside, cover = pixel[grown], inside[grown], cover[grown]
+    old = alpha.take(pixel)
+    new = np.maximum(old, cover)
+    colours = rgb.reshape(-1, 3)  # a view
+    colours[pixel] = mix(colours[pixel], colours[inside], (new - old) / np.maximum(new, 1e-6))
+    np.put(alpha, pixel, new)

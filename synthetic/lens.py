@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from .colours import grain, thrice, through
+
 
 def motion_kernel(length: float, angle: float) -> np.ndarray:
     """(k, k) weights that sum to 1 along a line through the middle; length in pixels."""
@@ -32,14 +34,14 @@ def develop_wide(rng, image) -> bytes:
     """
     height, width = image.shape[:2]
     gain = np.exp(rng.normal(0.06, 0.16)) * np.exp(rng.normal(0, 0.05, 3))
-    image = image * gain.astype(np.float32)
+    image = through(gain, image)
     if rng.random() < 0.3:  # darker corners
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
         x = np.linspace(-1, 1, width, dtype=np.float32)[None]
-        image *= (1 - np.float32(rng.uniform(0.05, 0.35)) * (x * x + y * y) / 2)[..., None]
+        image *= thrice(1 - np.float32(rng.uniform(0.05, 0.35)) * (x * x + y * y) / 2)
     if rng.random() < 0.35:  # saturation, down to black and white
         red, green, blue = cv2.split(image)
-        grey = ((red + green + blue) / 3)[..., None]
+        grey = thrice((red + green + blue) / 3)
         part = 0.0 if rng.random() < 0.06 else rng.uniform(0.6, 1.35)
         image = grey + np.float32(part) * (image - grey)
     if rng.random() < 0.4:  # contrast
@@ -57,8 +59,8 @@ def develop_wide(rng, image) -> bytes:
         image = image + np.float32(rng.uniform(0.2, 0.8)) * (
             image - cv2.GaussianBlur(image, (0, 0), 1)
         )
-    grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    image = image + np.float32(np.exp(rng.uniform(np.log(0.002), np.log(0.035)))) * grain
+    strength = np.float32(np.exp(rng.uniform(np.log(0.002), np.log(0.035))))
+    image = image + thrice(strength * grain(rng, height, width))
     # Pure white counts as outside the photograph in the published protocol: stay below it.
     pixels = np.clip(image * 255, 0, 249).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 97))]

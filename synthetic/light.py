@@ -8,7 +8,7 @@ from render import rasterize
 
 from .colours import step
 from .photograph import Light
-from .surface import bounds, facing
+from .surface import bounds, cross, facing
 
 KINDS = {  # how often each is drawn
     "sun": 0.28, "low sun": 0.12, "overcast": 0.22, "window": 0.14, "lamp": 0.10, "flash": 0.08,
@@ -59,15 +59,16 @@ def self_shadow(verts, faces, direction) -> np.ndarray:
         faces: (F, 3), turned outwards.
         direction: (3,) to the sun.
     """
-    across = np.cross(direction, (0.31, 0.17, 0.93))
-    across /= np.linalg.norm(across)
-    basis = np.stack([across, np.cross(direction, across), -direction], 1)  # depth away from it
+    across = cross(direction, (0.31, 0.17, 0.93))
+    across /= np.sqrt(across @ across)
+    basis = np.stack([across, cross(direction, across), -direction], 1)  # depth away from it
     p = verts @ basis
     low, high = bounds(p)
     nearest, low, high = low[2], low[:2], high[:2]
     size = (high - low).max() * 1.04
     plane = np.empty_like(p, dtype=np.float32)
-    plane[:, :2] = (p[:, :2] - (low + high) / 2) * 2 / size
+    for axis in range(2):
+        plane[:, axis] = (p[:, axis] - (low[axis] + high[axis]) / 2) * (2 / size)
     plane[:, 2] = p[:, 2] - nearest + 1
     lit = torch.from_numpy(facing(plane, faces))
     depth = rasterize(torch.from_numpy(plane)[None], lit, (SHADOW_MAP, SHADOW_MAP))

@@ -3,37 +3,38 @@
 import cv2
 import numpy as np
 
-from .colours import fur_colour, mix, noise, random_colour, step
+from .colours import fur_colour, grain, mix, noise, random_colour, step, thrice, through, tint
 from .surface import bounds
 
 
-def paint_ground(rng, height: int, width: int, horizon: float) -> np.ndarray:
-    """(H, W, 3) grass, boards, tiles, carpet, sand, snow or asphalt, drawn together towards the
-    horizon's row."""
+def paint_ground(rng, height: int, width: int, horizon: float, top: int = 0) -> np.ndarray:
+    """(H - top, W, 3) grass, boards, tiles, carpet, sand, snow or asphalt, drawn together towards
+    the horizon's row: the rows from `top` on of a photograph (H, W)."""
+    shape = height - top, width
     kinds = ["grass", "boards", "tiles", "carpet", "plain"]
     kind = rng.choice(kinds, p=[0.34, 0.18, 0.13, 0.15, 0.2])
-    rough = noise(rng, height, width, rng.uniform(3, 8), 4)
-    away = np.maximum(np.arange(height, dtype=np.float32) - horizon, 0) / height + 0.15  # (H,)
+    rough = noise(rng, *shape, rng.uniform(3, 8), 4)
+    away = np.maximum(np.arange(top, height, dtype=np.float32) - horizon, 0) / height + 0.15
     depth = (1 / away)[:, None] * np.ones(width, np.float32)
     across = np.arange(width, dtype=np.float32) - width * rng.uniform(0.2, 0.8)
     across = across[None] / width * depth
     if kind == "grass":
-        blade = cv2.blur(_grain(rng, height, width), (1, int(rng.integers(4, 10)))) * 1.6
+        blade = cv2.blur(grain(rng, *shape), (1, int(rng.integers(4, 10)))) * 1.6
         base = mix(np.array((0.22, 0.36, 0.10)), np.array((0.50, 0.48, 0.20)), rng.random())
-        return base * (1 + 0.16 * rough + 0.30 * blade)[..., None]
+        return tint(base, 1 + 0.16 * rough + 0.30 * blade)
     if kind == "plain":
         sand, snow, asphalt = (0.76, 0.66, 0.48), (0.88, 0.90, 0.94), (0.36, 0.36, 0.37)
         options = (sand, snow, asphalt, (0.60, 0.57, 0.52), (0.42, 0.32, 0.22))
         base = np.array(options[rng.integers(len(options))], np.float32) * rng.uniform(0.85, 1.1)
-        grain = _grain(rng, height, width)
-        return base * (1 + 0.08 * rough + rng.uniform(0.02, 0.09) * grain)[..., None]
+        fine = rng.uniform(0.02, 0.09) * grain(rng, *shape)
+        return tint(base, 1 + 0.08 * rough + fine)
     base = random_colour(rng, (0.25, 0.2, 0.15), (0.75, 0.65, 0.6), 0.6)
     if kind == "carpet":
         other = random_colour(rng)
-        figure = step(noise(rng, height, width, rng.uniform(6, 14), 2) - 0.5, 0.15)
+        figure = step(noise(rng, *shape, rng.uniform(6, 14), 2) - 0.5, 0.15)
         figure = figure * rng.uniform(0.1, 0.7)
-        grain = _grain(rng, height, width)
-        return mix(base, other, figure) * (1 + 0.10 * grain + 0.05 * rough)[..., None]
+        rough = 1 + 0.10 * grain(rng, *shape) + 0.05 * rough
+        return mix(base, other, figure) * thrice(rough)
     angle, size = rng.uniform(-0.6, 0.6), rng.uniform(3, 8)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     u = (cos * across + sin * depth) * size
@@ -47,11 +48,7 @@ def paint_ground(rng, height: int, width: int, horizon: float) -> np.ndarray:
     from_joint = 1.0 if kind == "boards" else np.abs(v - np.round(v))
     groove = np.minimum(np.abs(u - np.round(u)), from_joint) < 0.04
     shade *= np.where(groove, np.float32(0.6), np.float32(1)) * (1 + 0.06 * rough)
-    return base * shade[..., None]
-
-
-def _grain(rng, height, width):
-    return rng.standard_normal((height, width), dtype=np.float32)
+    return tint(base, shade)
 
 
 def paint_wall(rng, height: int, width: int) -> np.ndarray:
@@ -59,17 +56,21 @@ def paint_wall(rng, height: int, width: int) -> np.ndarray:
     kinds = ["sky", "leaves", "plain", "stripes", "bricks", "shelves"]
     kind = rng.choice(kinds, p=[0.18, 0.26, 0.24, 0.1, 0.12, 0.1])
     rough = noise(rng, height, width, rng.uniform(2, 5), 3)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     if kind == "sky":
-        sky = mix(np.array((0.45, 0.62, 0.88)), np.array((0.85, 0.88, 0.92)), y / height)
+        sky = mix(
+            np.array((0.45, 0.62, 0.88)),
+            np.array((0.85, 0.88, 0.92)),
+            np.broadcast_to(y / height, (height, width)),
+        )
         return mix(sky, (0.93, 0.93, 0.94), step(rough - 0.4, 0.6) * rng.uniform(0.2, 0.9))
     if kind == "leaves":
         fine = noise(rng, height, width, rng.uniform(10, 26), 3)
         base = mix(np.array((0.10, 0.20, 0.06)), np.array((0.42, 0.46, 0.22)), rng.random())
-        return base * np.clip(1 + 0.35 * rough + 0.45 * fine, 0.15, 2.6)[..., None]
+        return tint(base, np.clip(1 + 0.35 * rough + 0.45 * fine, 0.15, 2.6))
     base = random_colour(rng, (0.2, 0.2, 0.2), (0.92, 0.92, 0.92), 0.8)
     fall = rng.normal(0, 0.15) * (x / width - 0.5), rng.normal(0, 0.15) * (y / height - 0.5)
-    plain = base * (1 + 0.05 * rough + fall[0] + fall[1])[..., None]
+    plain = tint(base, 1 + 0.05 * rough + fall[0] + fall[1])
     if kind == "plain":
         return plain
     size = rng.uniform(0.05, 0.18) * max(height, width)
@@ -86,14 +87,17 @@ def paint_wall(rng, height: int, width: int) -> np.ndarray:
         brick = (row * 37 + column * 11).astype(np.int32) % 997
         shade = rng.uniform(0.75, 1.2, 997).astype(np.float32)[brick]
         brick = mix(np.array((0.55, 0.28, 0.20)), base, rng.random())
-        brick = brick * (shade * (1 + 0.1 * rough))[..., None]
-        return np.where(gap[..., None], base * 0.9, brick)
+        brick = tint(brick, shade * (1 + 0.1 * rough))
+        brick[gap] = base * 0.9
+        return brick
     colours = rng.uniform(0.1, 0.7, (997, 1)) + rng.normal(0, 0.12, (997, 3))
     colours = colours.astype(np.float32)
     shelf = y / size / 1.4
     book = np.floor(shelf) * 53 + np.floor(x / size * rng.uniform(3, 6))
     board = np.abs(shelf - np.round(shelf)) < 0.06
-    return np.clip(np.where(board[..., None], base * 0.7, colours[book.astype(int) % 997]), 0.03, 1)
+    shelves = colours.take(book.astype(np.int32) % 997, 0)
+    shelves[board[:, 0]] = base * 0.7
+    return np.clip(shelves, 0.03, 1)
 
 
 def random_outline(rng, centre, size) -> np.ndarray:
@@ -132,22 +136,27 @@ def paint_thing(rng, image, polygon, light_from) -> np.ndarray:
         (H, W) its mask in [0, 1].
     """
     height, width = image.shape[:2]
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    where = mask.astype(np.float32) / 255
+    where = np.zeros((height, width), np.float32)
     low, high = polygon.min(0), np.maximum(polygon.max(0), polygon.min(0) + 1)
     left, top = np.clip(low - 3, 0, (width, height)).astype(int)  # smooth edges are wider
     right, bottom = np.clip(high + 4, 0, (width, height)).astype(int)
-    window = np.s_[top:bottom, left:right]
+    window, size = np.s_[top:bottom, left:right], (bottom - top, right - left)
+    if min(size) < 1:
+        return where
+    mask = np.zeros(size, np.uint8)
+    corners = np.round((polygon - (left, top)) * 16).astype(np.int32)
+    cv2.fillPoly(mask, [corners], 255, cv2.LINE_AA, 4)
+    where[window] = mask * np.float32(1 / 255)
     x = (np.arange(left, right, dtype=np.float32) - low[0]) / (high[0] - low[0]) - 0.5
     y = (np.arange(top, bottom, dtype=np.float32) - low[1]) / (high[1] - low[1]) - 0.5
     shade = 1 - rng.uniform(0.1, 0.6) * y[:, None] - rng.uniform(0.1, 0.5) * light_from * x[None]
     strength = rng.uniform(0.03, 0.18)
-    texture = strength * noise(rng, height, width, rng.uniform(4, 40), 2)[window]
+    cells = rng.uniform(4, 40) * max(size) / max(height, width)
+    texture = strength * noise(rng, *size, cells, 2)
     furry = rng.random() < 0.35
     base = fur_colour(rng) if furry else random_colour(rng, (0.08,) * 3, (0.9,) * 3, 0.9)
-    part, shown = image[window], base * np.clip(shade + texture, 0.2, 1.5)[..., None]
-    part += where[window][..., None] * (shown - part)
+    part, shown = image[window], tint(base, np.clip(shade + texture, 0.2, 1.5))
+    part += thrice(where[window]) * (shown - part)
     return where
 
 
@@ -169,25 +178,31 @@ def paint_background(rng, xy, size, up, light) -> np.ndarray:
     tilt = max(float(-up[2]), 0.0)  # how much the camera looks down
     above = rng.uniform(0.05, 0.5) + 2.2 * tilt * rng.uniform(0.6, 1.2)
     horizon = high[1] - (high[1] - low[1]) * above
-    ground = paint_ground(rng, height, width, horizon)
-    image = paint_wall(rng, height, width) if horizon > 0 else ground.copy()
-    image = np.asarray(image, np.float32)
+    soft = rng.uniform(0.5, 0.02 * height + 1)
+    # The ground is seen from row `top` on, the wall down to `bottom`.
+    top = int(np.clip(horizon - soft, 0, height - 1))
+    ground = paint_ground(rng, height, width, horizon, top)
     light_from = np.sign(light.direction[0])
-    if horizon > 0:
+    if horizon <= 0:
+        image = ground
+    else:
+        bottom = int(np.clip(horizon + soft + 1, top + 1, height))
+        wall = paint_wall(rng, bottom, width)
         for _ in range(rng.integers(0, 4)):  # furniture, bushes, other things behind
             half = rng.uniform(0.06, 0.35, 2) * (width, height)
             place = (rng.uniform(0, width), horizon - rng.uniform(-0.1, 0.9) * half[1])
-            paint_thing(rng, image, random_outline(rng, place, half), light_from)
-        rows = np.arange(height, dtype=np.float32) - horizon
-        soft = rng.uniform(0.5, 0.02 * height + 1)
-        image = mix(image, ground, np.broadcast_to(step(rows, soft)[:, None], (height, width)))
+            paint_thing(rng, wall, random_outline(rng, place, half), light_from)
+        rows = np.arange(top, bottom, dtype=np.float32) - horizon
+        part = np.broadcast_to(step(rows, soft)[:, None], (bottom - top, width))
+        both = mix(wall[top:], ground[: bottom - top], part)
+        image = np.concatenate([wall[:top], both, ground[bottom - top :]])
     for _ in range(rng.integers(0, 3)):  # things on the ground, behind or beside
         half = rng.uniform(0.03, 0.16, 2) * max(width, height)
         farthest = min(max(horizon, 0), height * 0.8)
         place = (rng.uniform(0, width), rng.uniform(farthest, height))
         paint_thing(rng, image, random_outline(rng, place, half), light_from)
-    lit = (0.45 + 0.55 * (light.sky + 0.7 * light.sun)).astype(np.float32)
-    image = np.clip(image, 0, 1.2) * lit
+    lit = 0.45 + 0.55 * (light.sky + 0.7 * light.sun)
+    image = through(lit, np.clip(image, 0, 1.2))
     if rng.random() < 0.6:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 3.5))
     return image
@@ -251,6 +266,6 @@ def _paint_tufts(rng, image, foot, extent):
         cv2.fillPoly(mask, [blade], 255, cv2.LINE_AA, 4)
         cv2.fillPoly(shade, [blade], int(level), cv2.LINE_AA, 4)
     covered = mask.astype(np.float32) / 255
-    colours = green * (shade.astype(np.float32) / 180)[..., None]
-    image += covered[..., None] * (colours - image)
+    colours = tint(green, shade.astype(np.float32) / 180)
+    image += thrice(covered) * (colours - image)
     return covered

@@ -6,7 +6,7 @@ import numpy as np
 from smal_model import joints
 
 from .coat import Layer
-from .colours import mix, random_colour
+from .colours import mix, random_colour, thrice, tint
 from .paint import paint_front, paint_thing, random_outline
 from .skeleton import LEGS
 
@@ -15,11 +15,10 @@ SKIN = ((0.86, 0.66, 0.54), (0.72, 0.50, 0.38), (0.50, 0.33, 0.23), (0.32, 0.21,
 
 def draw_clothes(rng, studio) -> list[Layer]:
     """Now and then a collar, a bandana, a harness or a coat, as layers over the skin."""
-    p = studio.rest
-    x, y, z = p.T
+    x, y, z = studio.axes
     neck = studio.followers(joints.NECK, joints.HEAD, joints.MOUTH)
     legs = studio.followers(*(joint for leg in LEGS for joint in leg))
-    along = (p - (rng.uniform(0.46, 0.53), 0, 0.28)) @ np.array([0.82, 0, 0.57])
+    along = (x - rng.uniform(0.46, 0.53)) * 0.82 + (z - 0.28) * 0.57
     colour = random_colour(rng, (0.02,) * 3, (0.95,) * 3, 0.3)
     layers = []
 
@@ -55,7 +54,7 @@ def _polyline(mask, points, thickness):
 
 def _cover(image, mask, colour, shade=1.0):
     cover = mask.astype(np.float32) / 255
-    image += cover[..., None] * (np.asarray(colour, np.float32) * shade - image)
+    image += thrice(cover) * (np.asarray(colour, np.float32) * shade - image)
     return cover
 
 
@@ -94,8 +93,8 @@ def paint_hand(rng, image, place, extent) -> np.ndarray:
     shade = rng.uniform(0.6, 1.0)
     covered = _cover(image, arm, sleeve, shade)
     edges = cv2.GaussianBlur(hand, (0, 0), 0.12 * thick + 0.5)
-    light = 0.72 + 0.28 * (edges.astype(np.float32) / 255)[..., None]
-    return np.maximum(covered, _cover(image, hand, skin * light, shade))
+    light = 0.72 + 0.28 * (edges.astype(np.float32) / 255)
+    return np.maximum(covered, _cover(image, hand, tint(skin, light), shade))
 
 
 def paint_furniture(rng, image, rows, light_from) -> np.ndarray:

@@ -11,7 +11,7 @@ from util.camera import FOCAL, HALF_CROP
 
 from .animal import Animal, Studio
 from .coat import draw_coat, paint_layers
-from .colours import mix
+from .colours import mix, thrice, tint
 from .fur import KINDS, ragged_outline, strands
 from .lens import develop_wide, draw_focus
 from .light import draw_light, self_shadow
@@ -60,21 +60,20 @@ def _fields(studio, animal, light, layers):
 
 
 def _samples(face):
-    """The first covered sample of each pixel: rows and columns in samples, of pixels (N,), and the
-    fraction of each pixel covered (H, W)."""
+    """The covered pixels (N,) and the first covered sample of each (N,), both counted row by row,
+    and the fraction of each pixel covered (H, W)."""
     s = SUPERSAMPLE
-    samples = [(i, j) for i in range(s) for j in range(s)]
-    covered = face >= 0
-    count = np.zeros([n // s for n in face.shape], np.uint8)
-    first = np.zeros_like(count)
-    for number, (i, j) in reversed(list(enumerate(samples))):
-        here = covered[i::s, j::s]
-        count += here
-        first[here] = number
-    row, column = np.nonzero(count)
-    first = first[row, column]
-    cover = count * np.float32(1 / s**2)
-    return row, column, row * s + first // s, column * s + first % s, cover
+    covered = (face >= 0).view(np.uint8)
+    samples = [covered[i::s, j::s] for i in range(s) for j in range(s)]  # (H, W) each
+    count, first = np.zeros((2, *samples[0].shape), np.uint8)
+    for sample in reversed(samples):
+        count += sample
+        first = (1 - sample) * (1 + first)
+    pixel = np.flatnonzero(count)
+    place = np.arange(face.size, dtype=np.int32).reshape(face.shape)
+    corner, within = place[::s, ::s].ravel(), place[:s, :s].ravel()
+    sample = corner.take(pixel) + within.take(first.take(pixel))
+    return pixel, sample, count * np.float32(1 / s**2)
 
 
 def _quieter(rng, base, layers):
@@ -101,7 +100,7 @@ def _colours(rng, studio, animal, at, layers, base, tile):
     _, contrast, _ = KINDS[animal.fur.kind]
     texture = strands(studio.strands[animal.fur.kind], at[:, FLOW], offset)
     strength = rng.uniform(*contrast) * (1.0 if tile is None else 0.4)
-    paint = paint * (1 + np.float32(strength) * texture)[:, None]
+    paint = paint * thrice(1 + np.float32(strength) * texture)
     paint_layers(paint, [layers[i] for i in shown], at[:, [LAYERS + i for i in shown]])
     cloth = [LAYERS + i for i, layer in enumerate(layers) if layer.kind == "cloth"]
     dressed = (at[:, cloth] > 0).any(1) if cloth else np.zeros(len(at), bool)
@@ -139,14 +138,14 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     faces = facing(flat, studio.faces)
     fragments = rasterize(torch.from_numpy(flat)[None], torch.from_numpy(faces), (h * s, w * s))
     face = fragments.face[0].numpy()
-    row, column, sample_row, sample_column, cover = _samples(face)
-    if not len(row):
+    pixel, sample, cover = _samples(face)
+    if not len(pixel):
         return rgb, alpha, nearest
     base, layers = draw_coat(rng, studio)
     layers = _quieter(rng, base, layers) + draw_clothes(rng, studio)
     tile = photos.draw_fur(rng) if photos and rng.random() < REAL_FUR else None
-    corner = faces[face[sample_row, sample_column]]  # (N, 3)
-    weight = fragments.bary[0].numpy()[sample_row, sample_column]  # (N, 3)
+    corner = faces.take(face.take(sample), 0)  # (N, 3)
+    weight = fragments.bary.numpy().reshape(-1, 3).take(sample, 0)  # (N, 3)
     fields = _fields(studio, animal, light, layers)
     at = on_faces(fields, corner, weight)  # (N, LAYERS + layers)
     normal = unit(at[:, NORMAL])
@@ -154,22 +153,22 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     paint, dressed = _colours(rng, studio, animal, at, layers, base, tile)
     lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, SUN]
     above = 0.5 + 0.5 * (normal @ animal.up.astype(np.float32))
-    ambient = mix(light.ground, light.sky, above) * at[:, SKY, None]
+    ambient = mix(light.ground, light.sky, above) * thrice(at[:, SKY])
     edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin
-    lit = paint * (lambert[:, None] * light.sun + ambient)
+    lit = paint * (tint(light.sun, lambert) + ambient)
     lit += np.float32(rng.uniform(0, 0.12)) * edge * light.sky
 
     own_rgb, own_alpha = np.zeros((h, w, 3), np.float32), cover
-    own_rgb[row, column] = lit
+    own_rgb.reshape(-1, 3)[pixel] = lit
     length = np.zeros((h, w), np.float32)
     ragged = KINDS[animal.fur.kind][2] * zoom
-    length[row, column] = np.where(dressed, 0, at[:, LENGTH] * ragged)
+    np.put(length, pixel, np.where(dressed, 0, at[:, LENGTH] * ragged))
     down = -animal.up[:2] * (1, -1)
     ragged_outline(rng, own_rgb, own_alpha, length, -down * rng.uniform(-0.7, 0.1))
     window = np.s_[low[1] : high[1], low[0] : high[0]]
     rgb[window], alpha[window] = own_rgb, own_alpha
     z = np.full((h, w), np.inf, np.float32)
-    z[row, column] = fragments.depth[0].numpy()[sample_row, sample_column]
+    np.put(z, pixel, fragments.depth.numpy().take(sample))
     nearest[window] = z
     return rgb, alpha, nearest
 
@@ -202,14 +201,14 @@ def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[b
     if several:
         rgb, alpha = _other_animal(rng, studio, frame, light, photos)
         several = bool((alpha > 0.5).sum() > 50)
-        image += alpha[..., None] * (rgb - image)
+        image += thrice(alpha) * (rgb - image)
     focus = draw_focus(rng, 0.65 if real else 0.35)
     if focus:
         image = cv2.GaussianBlur(image, (0, 0), focus)
     rgb, alpha, nearest = render_furry(rng, studio, animal, frame, light, photos)
     shade = rng.uniform(0.25, 0.6) * min(1.0, 0.4 + float(light.sun.max()))
-    image *= (1 - np.float32(shade) * render_shadow(studio, animal, frame, light))[..., None]
-    image += alpha[..., None] * (rgb - image)
+    image *= thrice(1 - np.float32(shade) * render_shadow(studio, animal, frame, light))
+    image += thrice(alpha) * (rgb - image)
     places = frame.to_photo(animal.joints_plane)
     covered = paint_before(rng, image, alpha >= 0.5, places, np.sign(light.direction[0]) or 1)
     mask = (alpha >= 0.5) & (covered < 0.5)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from smal_model import NUM_BETAS
 from util.camera import DISTANCE
 
-from .animal import TO_CAMERA, Draft, Studio
+from .animal import TO_CAMERA, Draft, Studio, turned
 from .breeds import BREEDS, Breed, draw_breed, draw_fur, draw_shape, rest_displacement
 from .motion import KINDS, TRUNK, draw_motion
 from .pose import pose_prior_moments
@@ -18,6 +18,11 @@ from .skeleton import LEGS
 TRIES = 12  # poses drawn for a dog before the least bad one is taken
 DEPTH = 0.03  # how deep a limb may be in the body, body units
 NEAR, FAR = 5.0, 24.0  # from the camera to the animal, body units
+
+
+def _turn(axis: int, angle: float) -> np.ndarray:
+    """(3, 3) turn about one of the axes."""
+    return cv2.Rodrigues(angle * np.eye(3)[axis])[0]
 
 
 def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
@@ -32,21 +37,19 @@ def draw_view(rng, state: str | None) -> tuple[np.ndarray, float]:
         angle from the animal's front to the camera, radians to its left.
     """
     front = rng.random() < 0.5
-    turned = np.clip(rng.normal(0, 0.8), -np.pi, np.pi) if front else rng.uniform(-np.pi, np.pi)
+    away = np.clip(rng.normal(0, 0.8), -np.pi, np.pi) if front else rng.uniform(-np.pi, np.pi)
     raised = np.clip(rng.normal(0.22, 0.24), -0.25, 1.0)
     if rng.random() < (0.35 if state in ("down", "flat") else 0.07):
         raised = rng.uniform(0.5, 1.35)
     roll = np.clip(rng.normal(0, 0.08), -0.3, 0.3)
-    view = Rotation.from_euler("xyz", [roll, raised, 0]).as_matrix()
-    return TO_CAMERA @ (view @ Rotation.from_euler("z", turned).as_matrix()), -turned
+    return TO_CAMERA @ _turn(1, raised) @ _turn(0, roll) @ _turn(2, away), -away
 
 
 def draw_front(rng, state: str | None) -> tuple[np.ndarray, float]:
     """As `draw_view`, of the animal's front half alone, mostly from its own height."""
-    turned = np.clip(rng.normal(0, 0.7), -1.5, 1.5)
+    away = np.clip(rng.normal(0, 0.7), -1.5, 1.5)
     raised = np.clip(rng.normal(0.16, 0.16), -0.12, 0.7)
-    view = Rotation.from_euler("y", raised) * Rotation.from_euler("z", turned)
-    return TO_CAMERA @ view.as_matrix(), -turned
+    return TO_CAMERA @ _turn(1, raised) @ _turn(2, away), -away
 
 
 def draw_pose(rng, studio: Studio, shape, breed: Breed, kind: str, to_camera: float) -> np.ndarray:
@@ -85,8 +88,7 @@ def draw_wide(
     kind = rng.choice(list(kinds), p=list(kinds.values()))
     world, to_camera = view(rng, TRUNK.get(kind))
     angles = draw_pose(rng, studio, shape, breed, kind, to_camera)
-    turn = world @ Rotation.from_rotvec(angles[0]).as_matrix()
-    angles[0] = Rotation.from_matrix(turn).as_rotvec()
+    angles[0] = turned(world, angles[0])
     del_v = rest_displacement(rng, studio, shape, fur)
     depth = np.exp(rng.uniform(np.log(NEAR), np.log(FAR))) - DISTANCE
     centre = rng.uniform(-0.06, 0.06, 2)

@@ -109,13 +109,13 @@ def test_ground_truth_is_the_layers_output(data, smal):
 def test_deformations_are_a_coat_and_lie_outside_the_shape_space_else(data, smal):
     studio = Studio(data / "smal")
     space = studio.shape_space
-    of_coat = space.T @ studio.long_coat.ravel()  # what the shape space sees of a coat of depth 1
+    of_coat = space @ studio.long_coat.ravel()  # what the shape space sees of a coat of depth 1
     for _, truth, _ in images(data):
         moved = truth["del_v"].astype(np.float64)
-        depth = (space.T @ moved.ravel()) @ of_coat / (of_coat @ of_coat)
+        depth = (space @ moved.ravel()) @ of_coat / (of_coat @ of_coat)
         assert COAT_DEPTH[0] <= depth <= COAT_DEPTH[1]
         moved -= depth * studio.long_coat
-        assert np.abs(space.T @ moved.ravel()).max() < 0.01 * np.linalg.norm(moved)
+        assert np.abs(space @ moved.ravel()).max() < 0.01 * np.linalg.norm(moved)
         size = np.linalg.norm(moved, axis=1)
         assert 0.010 < np.sqrt((size**2).mean()) < 0.040 and size.max() < 0.16
         edge = smal.faces.numpy()[:, :2]
