@@ -12,7 +12,7 @@ from smal_model import joints
 
 from .animal import Animal, Studio
 from .coat import draw_coat, paint_layers
-from .colours import mix
+from .colours import grain, merged, mix, thrice, through, tint
 from .paint import paint_background, paint_front
 from .surface import bounds, facing, on_faces, unit, vertex_normals
 
@@ -70,7 +70,7 @@ class Light:
         """(N, 3) light that falls on surfaces with these unit normals (N, 3); up (3,)."""
         lambert = np.clip((normals @ self.direction + 0.15) / 1.15, 0, 1)
         above = 0.5 + 0.5 * (normals @ up)
-        return lambert[:, None] * self.sun + mix(self.ground, self.sky, above)
+        return tint(self.sun, lambert) + mix(self.ground, self.sky, above)
 
     def under(self, colour, part=0.2) -> "Light":
         """The light drawn towards what the surroundings' mean colour (3,) says of it."""
@@ -140,21 +140,25 @@ def render_animal(rng, studio: Studio, animal: Animal, frame: Frame, xy, depth, 
     if not len(seen):
         return rgb, alpha, nearest
     normals = vertex_normals(animal.verts, studio.faces, studio.corner_sums)
-    corner, weight = faces[face.ravel()[seen]], bary.reshape(-1, 3)[seen]  # (N, 3) each
+    corner = faces.take(face.take(seen), 0)  # (N, 3)
+    weight = bary.reshape(-1, 3).take(seen, 0)  # (N, 3)
     paint, normal = _paint_coat(rng, studio, normals, corner, weight)
-    hair = rng.standard_normal((h * s, w * s), dtype=np.float32)
-    hair = cv2.blur(hair, (1, 5) if rng.random() < 0.7 else (4, 2)).ravel()[seen]
-    paint = np.clip(paint * (1 + rng.uniform(0.05, 0.25) * hair[:, None]), 0, 1)
-    edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin
+    hair = grain(rng, h * s, w * s)
+    hair = cv2.blur(hair, (1, 5) if rng.random() < 0.7 else (4, 2)).take(seen)
+    paint = np.clip(paint * thrice(1 + rng.uniform(0.05, 0.25) * hair), 0, 1)
+    edge = np.clip(1 + normal[:, 2], 0, 1) ** 3  # fur shines where it is seen along the skin
     lit = paint * light.on(normal, animal.up.astype(np.float32))
-    lit = lit + rng.uniform(0, 0.12) * edge * light.sky
+    lit += tint(light.sky, rng.uniform(0, 0.12) * edge)
 
-    pixel = seen // (w * s) // s * w + seen % (w * s) // s
-    count = np.bincount(pixel, minlength=h * w).astype(np.float32)
-    sums = np.stack([np.bincount(pixel, lit[:, k], h * w) for k in range(3)], 1)
+    samples = np.zeros((h * s, w * s, 3), np.float32)
+    samples.reshape(-1, 3)[seen] = lit
+    mean, covered = (
+        cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA)
+        for part in (samples, (face >= 0).astype(np.float32))
+    )
     window = np.s_[low[1] : high[1], low[0] : high[0]]
-    rgb[window] = (sums / np.maximum(count, 1)[:, None]).reshape(h, w, 3)
-    alpha[window] = count.reshape(h, w) / s**2
+    rgb[window] = mean / thrice(np.maximum(covered, 1 / s**2))
+    alpha[window] = covered
     z = np.where(face >= 0, fragments.depth[0].numpy(), np.inf)
     for i in range(s):
         for j in range(s):
@@ -187,20 +191,20 @@ def render_shadow(studio: Studio, animal: Animal, frame: Frame, light: Light) ->
 def develop(rng, image) -> bytes:
     """What lens, sensor and file do to light (H, W, 3) in about [0, 1]: the bytes of a JPEG."""
     height, width = image.shape[:2]
-    image = image * rng.uniform(0.85, 1.12) * rng.uniform(0.94, 1.06, 3)
+    image = through(rng.uniform(0.85, 1.12) * rng.uniform(0.94, 1.06, 3), image)
     if rng.random() < 0.3:  # darker corners
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
-        image = image * (1 - rng.uniform(0.05, 0.3) * (x * x + y * y) / 2)[..., None]
-    image = image.astype(np.float32)
+        image *= thrice((1 - rng.uniform(0.05, 0.3) * (x * x + y * y) / 2).astype(np.float32))
     blur = rng.random()
     if blur < 0.2:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.3))
     elif blur < 0.27:
         length = int(rng.integers(3, 7))
         image = cv2.blur(image, (length, 1) if rng.random() < 0.7 else (1, length))
-    image += rng.uniform(0.002, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
-    # Highlights keep some drawing.
-    image = np.where(image > 0.7, 0.7 + 0.3 * np.tanh((image - 0.7) / 0.3), image)
+    strength = np.float32(rng.uniform(0.002, 0.03))
+    image = image + strength * merged([grain(rng, height, width) for _ in range(3)])
+    bright = np.flatnonzero(image > 0.7)  # keeps some drawing
+    np.put(image, bright, 0.7 + 0.3 * np.tanh((image.take(bright) - 0.7) / 0.3))
     # Pure white counts as outside the photograph in the published protocol: stay below it.
     image = np.clip(image * 255, 0, 249).astype(np.uint8)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))]
@@ -286,9 +290,8 @@ def photograph(rng, studio: Studio, animal: Animal, photos=None) -> tuple[bytes,
 
     image = paint_background(rng, xy, (frame.height, frame.width), animal.up, light)
     shadow = render_shadow(studio, animal, frame, light)
-    image = image * (1 - rng.uniform(0.25, 0.6) * shadow)[..., None]
-    image = image * (1 - alpha[..., None]) + rgb * alpha[..., None]
-    image = np.ascontiguousarray(image, dtype=np.float32)
+    image *= thrice(1 - np.float32(rng.uniform(0.25, 0.6)) * shadow)
+    image = mix(image, rgb, alpha)
     covered = paint_front(rng, image, alpha >= 0.5, np.sign(light.direction[0]))
     mask = (alpha >= 0.5) & (covered < 0.5)  # (H, W)
 

@@ -11,10 +11,11 @@ from pycocotools import mask as coco_mask
 
 from util.errors import InputError
 
+from .colours import mix, thrice
 from .fur import TILE
 
 LONGEST = 360  # photographs are read at this longest side, pixels
-KEPT = 256  # photographs in memory, of about 0.8 MB each
+KEPT = 256  # photographs in memory, of about 0.8 MB each with all that is made of them
 AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # as masks and boxes are
 ENDINGS = {".jpg", ".jpeg", ".png"}
 
@@ -52,6 +53,7 @@ class Photos:
         if not self.sources:
             raise InputError(f"{folder} holds no photographs (.jpg, .png); give a folder that does")
         self.read = lru_cache(KEPT)(self._read)
+        self.clean = lru_cache(KEPT)(self._clean)
         self.tile = lru_cache(KEPT)(self._tile)
 
     def digest(self) -> str:
@@ -69,7 +71,7 @@ class Photos:
             trimap = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE | AS_STORED)
             if trimap is None or trimap.shape != tuple(size):
                 raise InputError(f"{source} is no trimap of its photograph's size; remove it")
-            return np.array((0, 1, 0, 2), np.uint8)[np.minimum(trimap, 3)]
+            return np.array((0, 1, 0, 2), np.uint8).take(np.minimum(trimap, 3))
         mask = np.zeros(size, np.uint8)
         for entry in source or ():
             if not entry.get("seg"):
@@ -83,7 +85,7 @@ class Photos:
         return mask
 
     def _read(self, index):
-        """Photograph (H, W, 3) uint8 RGB without its animals, photograph as it is, their mask."""
+        """Photograph (H, W, 3) uint8 RGB and the mask of its animals (H, W), see `_mask`."""
         path, source = self.sources[index]
         masked = AS_STORED if source else 0  # what no mask belongs to is turned upright
         photo = cv2.imread(str(path), cv2.IMREAD_COLOR | masked)
@@ -95,13 +97,17 @@ class Photos:
             size = tuple(max(8, round(n * zoom)) for n in photo.shape[1::-1])
             photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
             mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-        photo = np.ascontiguousarray(photo[:, :, ::-1])
-        return fill_holes(photo, mask > 0), photo, mask
+        return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB), mask
+
+    def _clean(self, index):
+        """(H, W, 3) uint8 RGB photograph without its animals."""
+        photo, mask = self.read(index)
+        return fill_holes(photo, mask > 0)
 
     def _tile(self, index):
         """(TILE, TILE, 3) uint8 fur of a photograph without its shading, mirrored at edges; None
         where the mask is too small."""
-        _, photo, mask = self.read(index)
+        photo, mask = self.read(index)
         inner = np.pad((mask == 1).astype(np.uint8), 1)
         half = cv2.distanceTransform(inner, cv2.DIST_C, 3)[1:-1, 1:-1]
         row, column = np.unravel_index(half.argmax(), half.shape)
@@ -137,7 +143,8 @@ class Photos:
         Returns:
             (H, W, 3) float32 in [0, 1].
         """
-        clean, _, mask = self.read(int(rng.integers(len(self))))
+        index = int(rng.integers(len(self)))
+        clean, (_, mask) = self.clean(index), self.read(index)
         height, width = size
         least = max(height / clean.shape[0], width / clean.shape[1])  # covers the image
         column, row = np.nonzero(mask.any(0))[0], np.nonzero(mask.any(1))[0]
@@ -167,33 +174,39 @@ def fill_holes(photo, hole) -> np.ndarray:
     and smooth colours where that would show the hole again."""
     if not hole.any():
         return photo
-    hole = cv2.dilate(hole.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    grown = cv2.dilate(hole.astype(np.uint8), np.ones((7, 7), np.uint8))
+    hole = grown > 0
     width = photo.shape[1]
-    column = np.broadcast_to(np.arange(width), hole.shape)
+    column = np.arange(width, dtype=np.int32)
     left = np.maximum.accumulate(np.where(hole, -width, column), 1)  # the last known column
     right = np.minimum.accumulate(np.where(hole, 2 * width, column)[:, ::-1], 1)[:, ::-1]
-    nearer = column - left < right - column
-    source = np.where(nearer, 2 * left - column, 2 * right - column)
-    inside = np.clip(source, 0, width - 1)
-    row = np.arange(len(photo))[:, None]
-    mirrored = (source == inside) & ~hole[row, inside]
-    known = np.where(mirrored & hole, 0.7, (~hole).astype(np.float32)).astype(np.float32)
-    colours = np.where(mirrored[..., None], photo[row, inside], photo).astype(np.float32)
-    smooth = _spread(colours, known)
-    part = cv2.blur((mirrored & hole).astype(np.float32), (9, 9)) * (mirrored & hole)
-    filled = smooth + part[..., None] * (colours - smooth)
-    return np.where(hole[..., None], np.clip(filled, 0, 255), photo).astype(np.uint8)
+    pixel = np.flatnonzero(hole)
+    row, column = np.divmod(pixel, width)
+    left, right = left.take(pixel), right.take(pixel)
+    source = 2 * np.where(column - left < right - column, left, right) - column
+    inside = row * width + np.clip(source, 0, width - 1)
+    mirrored = (source >= 0) & (source < width) & ~hole.take(inside)
+    pixel, inside = pixel[mirrored], inside[mirrored]
+    known = 1 - hole.astype(np.float32)
+    seen = np.zeros(hole.shape, np.float32)
+    colours = photo.astype(np.float32)
+    colours.reshape(-1, 3)[pixel] = photo.reshape(-1, 3).take(inside, 0)
+    np.put(known, pixel, 0.7)
+    np.put(seen, pixel, 1)
+    filled = mix(_spread(colours, known), colours, cv2.blur(seen, (9, 9)) * seen)
+    return cv2.copyTo(np.clip(filled, 0, 255).astype(np.uint8), grown, photo.copy())
 
 
 def _spread(colours, known):
-    """(H, W, 3) colours spread from where they are known (weights (H, W)) over all."""
-    levels: list[tuple] = [(colours * known[..., None], known)]
+    """(H, W, 3) colours spread from where they are known (weights (H, W)) over all, as a pyramid of
+    means; its finest level is not used, for only what is smooth is wanted."""
+    levels: list[tuple] = [(colours * thrice(known), known)]
     while min(levels[-1][1].shape) > 2:
         size = tuple(max(1, n // 2) for n in levels[-1][1].shape[::-1])
         levels.append(tuple(cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in levels[-1]))
-    out = levels[-1][0] / np.maximum(levels[-1][1], 1e-3)[..., None]
-    for colour, weight in reversed(levels[:-1]):
-        own = colour / np.maximum(weight, 1e-3)[..., None]
+    out = levels[-1][0] / thrice(np.maximum(levels[-1][1], 1e-3))
+    for colour, weight in reversed(levels[1:-1]):
+        own = colour / thrice(np.maximum(weight, 1e-3))
         below = cv2.resize(out, weight.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        out = below + np.clip(weight * 2, 0, 1)[..., None] * (own - below)
-    return out
+        out = mix(below, own, np.clip(weight * 2, 0, 1))
+    return cv2.resize(out, known.shape[::-1], interpolation=cv2.INTER_LINEAR)

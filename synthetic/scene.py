@@ -154,9 +154,9 @@ def render_furry(rng, studio: Studio, animal: Animal, frame: Frame, light: Light
     lambert = np.clip((normal @ light.direction + 0.15) / 1.15, 0, 1) * at[:, SUN]
     above = 0.5 + 0.5 * (normal @ animal.up.astype(np.float32))
     ambient = mix(light.ground, light.sky, above) * thrice(at[:, SKY])
-    edge = np.clip(1 + normal[:, 2:], 0, 1) ** 3  # fur shines where it is seen along the skin
+    edge = np.clip(1 + normal[:, 2], 0, 1) ** 3  # fur shines where it is seen along the skin
     lit = paint * (tint(light.sun, lambert) + ambient)
-    lit += np.float32(rng.uniform(0, 0.12)) * edge * light.sky
+    lit += tint(light.sky, np.float32(rng.uniform(0, 0.12)) * edge)
 
     own_rgb, own_alpha = np.zeros((h, w, 3), np.float32), cover
     own_rgb.reshape(-1, 3)[pixel] = lit
@@ -201,14 +201,14 @@ def photograph_wide(rng, studio: Studio, animal: Animal, photos=None) -> tuple[b
     if several:
         rgb, alpha = _other_animal(rng, studio, frame, light, photos)
         several = bool((alpha > 0.5).sum() > 50)
-        image += thrice(alpha) * (rgb - image)
+        image = mix(image, rgb, alpha)
     focus = draw_focus(rng, 0.65 if real else 0.35)
     if focus:
         image = cv2.GaussianBlur(image, (0, 0), focus)
     rgb, alpha, nearest = render_furry(rng, studio, animal, frame, light, photos)
     shade = rng.uniform(0.25, 0.6) * min(1.0, 0.4 + float(light.sun.max()))
     image *= thrice(1 - np.float32(shade) * render_shadow(studio, animal, frame, light))
-    image += thrice(alpha) * (rgb - image)
+    image = mix(image, rgb, alpha)
     places = frame.to_photo(animal.joints_plane)
     covered = paint_before(rng, image, alpha >= 0.5, places, np.sign(light.direction[0]) or 1)
     mask = (alpha >= 0.5) & (covered < 0.5)

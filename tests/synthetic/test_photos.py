@@ -22,7 +22,7 @@ def test_backgrounds_show_no_animal_and_fur_nothing_else(photographs):
     photos = Photos(photographs)
     assert len(photos) == 3
     for i in range(3):
-        clean, photo, mask = photos.read(i)
+        clean, (photo, mask) = photos.clean(i), photos.read(i)
         assert clean.shape == photo.shape == (*mask.shape, 3)
         assert magenta(photo).sum() > 5000 and not magenta(clean).any()
         kept = cv2.dilate((mask > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
@@ -61,7 +61,7 @@ def test_stanfordextra_gives_its_training_split_alone(tmp_path):
     np.save(tmp_path / "train_stanford_StanfordExtra_v12.npy", np.array([0, 2]))
     photos = Photos(tmp_path)
     assert [path.name for path, _ in photos.sources] == ["0.png", "2.png"]
-    clean, photo, _ = photos.read(1)
+    clean, (photo, _) = photos.clean(1), photos.read(1)
     assert magenta(photo).any() and not magenta(clean).any()
     digest = photos.digest()
     (tmp_path / "StanfordExtra_v12.json").write_text(json.dumps([e | {"seg": ""} for e in entries]))
@@ -82,11 +82,12 @@ def test_masks_belong_to_photographs_as_they_are_stored(tmp_path):
     entry = {"img_path": "a.png", "img_width": 90, "img_height": 80, "seg": code}
     path = tmp_path / "masked" / "StanfordExtra_v12.json"
     path.write_text(json.dumps([entry]))
-    clean, found, _ = Photos(tmp_path / "masked").read(0)
+    photos = Photos(tmp_path / "masked")
+    clean, (found, _) = photos.clean(0), photos.read(0)
     assert found.shape == (80, 90, 3) and magenta(found).any() and not magenta(clean).any()
     (tmp_path / "masked" / "Images" / "a.png").rename(tmp_path / "masked.png")
     path.unlink()
-    assert Photos(tmp_path).read(0)[1].shape == (90, 80, 3)
+    assert Photos(tmp_path).read(0)[0].shape == (90, 80, 3)
     Image.fromarray(photo[:60]).save(tmp_path / "masked" / "Images" / "a.png")
     path.write_text(json.dumps([entry]))
     with pytest.raises(InputError, match="a.png: its mask is not of the photograph's size"):
