@@ -89,6 +89,8 @@ def mix(a, b, t) -> np.ndarray:
     a, b, t = (np.asarray(value, np.float32) for value in (a, b, t))
     if not t.ndim:
         return a + t * (b - a)
+    if a.ndim == b.ndim > 1:
+        return a + thrice(t) * (b - a)
     return merged([a[..., k] + t * (b[..., k] - a[..., k]) for k in range(3)])
 
 
