@@ -9,8 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torchvision.models import detection
-from torchvision.ops import batched_nms
 
 from util.errors import InputError
 
@@ -50,6 +48,8 @@ class Detector:
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> list[Animal]:
         """The animals in an image (H, W, 3) uint8, the surest first; empty where there is none."""
+        from torchvision.ops import batched_nms  # takes seconds, which messages need not wait for
+
         device = next(self.net.parameters()).device
         height, width = image.shape[:2]
         shrink = max(1.0, max(height, width) / LONGEST)  # else each mask is as large as the image
@@ -83,10 +83,9 @@ def build_detector(weights: Path | None, device: torch.device) -> Detector:
     Raises:
         InputError: the file does not fit, or nothing can be downloaded.
     """
+    from torchvision.models import detection
+
     published = detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
-    net = detection.maskrcnn_resnet50_fpn_v2(
-        weights=None, weights_backbone=None, box_score_thresh=MIN_SCORE
-    )
     try:
         if weights:
             state = load_checkpoint(weights).state_dict
@@ -96,6 +95,9 @@ def build_detector(weights: Path | None, device: torch.device) -> Detector:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         reason = f"{error}; a damaged file in {cache} can be removed"
         raise InputError(f"the detector's weights cannot be downloaded ({reason})") from None
+    net = detection.maskrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, box_score_thresh=MIN_SCORE
+    )
     try:
         net.load_state_dict(state)
     except RuntimeError:

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import eval as eval_script
 import main
 import main_meshgraph
 from tests.commands import SMALL, fails
+from tests.conftest import ROOT
 
 
 def _weights(path):
@@ -325,3 +328,13 @@ def test_training_set_without_validation_split(data, tmp_path, capsys):
         ]
     )
     assert "No validation split: 2 of the 18 training images" in capsys.readouterr().out
+
+
+def test_what_takes_seconds_to_import_waits_until_it_is_needed():
+    """Help and messages about bad input come before torchvision, timm and compilers are read."""
+    slow = {"torchvision", "timm", "torch._dynamo", "numba"}
+    code = "import sys, demo, eval, fit, main, main_meshgraph\n"
+    code += f"print(sorted({slow!r} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
