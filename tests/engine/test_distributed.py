@@ -25,6 +25,7 @@ from tests.conftest import ROOT
 from util import distributed
 from util.errors import InputError
 
+TINY = ("--backbone timm:test_efficientnet --img_res 40 --backbone_weights none").split()
 STAGE3 = "--lr 1e-5 --local_feat --w_arap 10000 --w_dice 1000 --w_dice_refine 100"
 STAGE3 += " --w_pose_limit_prior 5000"
 
@@ -101,8 +102,8 @@ def test_stage_1_learns_the_same(data, tmp_path, pytestconfig):
 
     They share a cache, which one of them makes.
     """
-    one = _train(data, tmp_path, 1, "main.py", *SMALL)
-    several = [*SMALL, "--cache", tmp_path / "cache"]
+    one = _train(data, tmp_path, 1, "main.py", *TINY)
+    several = [*TINY, "--cache", tmp_path / "cache"]
     for processes in _counts(pytestconfig):
         _assert_same(one, _train(data, tmp_path, processes, "main.py", *several))
     assert len(list((tmp_path / "cache").iterdir())) == 2, "of the training and validation images"
@@ -175,8 +176,9 @@ def test_fits_are_the_same_files(data, tmp_path, split, pytestconfig):
 
 
 def test_a_killed_process_ends_the_other_with_the_cause(data, tmp_path):
-    options = ["--data_dir", data, *SMALL, "--batch_size", "8", "--output_dir", tmp_path / "run"]
-    process = _start(2, tmp_path / "g.pt", "main.py", *options, "--nEpochs", "500")
+    options = ["--data_dir", data, "--num_works", "0", "--device", "cpu", "--batch_size", "8"]
+    options += ["--output_dir", tmp_path / "run", "--nEpochs", "500"]
+    process = _start(2, tmp_path / "g.pt", "main.py", *options, *TINY)
     while not (tmp_path / "run" / "log.txt").exists() or not (tmp_path / "g.pt").exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
