@@ -63,7 +63,8 @@ def _train(data, folder, processes: int, script: str, *options):
 def _assert_same(one, several):
     """Gradients and weights, computed in float64 (see the worker): nothing but rounding differs.
 
-    Adam enlarges that where a gradient is nearly 0, as of a bias before batch norm; a step is 1e-4.
+    Adam enlarges that where a gradient is nearly 0, as of a bias before batch norm, up to its step
+    of 1e-4.
     """
     (gradients, checkpoint), (others, other) = one, several
     assert [g is None for g in gradients] == [g is None for g in others]
@@ -73,7 +74,8 @@ def _assert_same(one, several):
     assert max((a - b).abs().max() for a, b in pairs) < 1e-8 * largest
     for name, value in checkpoint["state_dict"].items():
         found = other["state_dict"][name]
-        torch.testing.assert_close(found, value, msg=name, rtol=1e-5, atol=1e-5)
+        near = 4e-4 if name.endswith(".bias") else 1e-5  # after three steps
+        torch.testing.assert_close(found, value, msg=name, rtol=1e-5, atol=near)
     assert checkpoint["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     assert checkpoint["best_score"] == pytest.approx(other["best_score"], abs=0.01)
 
