@@ -109,7 +109,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     run = parser.add_argument_group("run").add_argument
     shown = "(default: %(default)s)"
     run("--output_dir", type=Path, default=Path("./logs/"), help=f"folder of this run {shown}")
-    help_text = f"images a step, of all processes together {shown}"
+    help_text = f"images a step, of all processes together; in evaluation of each {shown}"
     run("--batch_size", type=positive, default=batch_size, help=help_text)
     run("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
     help_text = "GPU, or several, a process on each; -1, and where there is none: the CPU"
@@ -153,7 +153,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
 
     files = parser.add_argument_group("checkpoints").add_argument
     help_text = "checkpoint or run folder to resume, start from or evaluate; auto: that of "
-    help_text += "--output_dir, or a new run where it holds none"
+    help_text += "--output_dir (training: a new run where it holds none)"
     files("--resume", type=_source, metavar="FILE", help=help_text)
     files(
         "--save_results",
@@ -217,7 +217,8 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     )
     add("--lr", type=_number, default=1e-4, help=f"Adam's learning rate {shown}")
     help_text = (
-        "with --resume of another stage: the optimiser's state too (resuming always takes it)"
+        "with --resume of a file that names no stage: the optimiser's state too (resuming a run "
+        "always takes it; another stage's never fits)"
     )
     add("--load_optimizer", action="store_true", help=help_text)
     help_text = f"learning rate over all epochs: as it is, two drops to a tenth, or to 0 {shown}"

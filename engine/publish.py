@@ -43,7 +43,12 @@ def publish(source: Path, target: Path) -> None:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="of a run")
     parser.add_argument("target", type=Path, metavar="FILE", help="to write")
     args = parser.parse_args(argv)

@@ -38,6 +38,7 @@ from .presets import PRESETS, WIDE_VERSION
 SPLITS = {"train": 0.945, "val": 0.015, "test": 0.04}
 ANIMAL_POSE_FRACTION = 12  # one image for Animal Pose to so many for StanfordExtra
 UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
+LEAST = 20  # photographs in StanfordExtra's layout
 BATCH = 16  # images that a process makes at a time
 SETTINGS_FILE = "synthetic.json"
 VERSION = 8  # of the images: raise it with every change of them
@@ -157,7 +158,7 @@ def make_data(
 
     Args:
         data_dir: the folder; new, empty, or made with the same settings.
-        num_images: photographs in StanfordExtra's layout, 20 or more.
+        num_images: photographs in StanfordExtra's layout, LEAST or more.
         seed: of the random numbers.
         num_workers: processes; one a core where None, this one alone where 0 or 1.
         preset: a key of PRESETS.
@@ -170,8 +171,9 @@ def make_data(
         InputError: too few images, a folder that holds anything else or cannot be made, or no
             photographs among the backgrounds.
     """
-    if num_images < 20:
-        raise InputError(f"{num_images} images: at least 20 are needed to fill the three splits")
+    if num_images < LEAST:
+        found = f"{num_images} images: at least {LEAST} are needed to fill the three splits"
+        raise InputError(found)
     for name, value in (("seed", seed), ("num_works", num_workers or 0)):
         if value < 0:
             raise InputError(f"--{name} {value}: expected 0 or more")
@@ -222,15 +224,16 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_dir", default="data/synthetic", help="folder to make")
-    parser.add_argument(
-        "--num_images", type=int, default=5000, help="photographs in StanfordExtra's layout"
-    )
-    parser.add_argument("--preset", choices=PRESETS, default="plain", help="which world is drawn")
+    shown = "(default: %(default)s)"
+    parser.add_argument("--data_dir", default="data/synthetic", help=f"folder to make {shown}")
+    help_text = f"photographs in StanfordExtra's layout, {LEAST} or more {shown}"
+    parser.add_argument("--num_images", type=int, default=5000, help=help_text)
+    help_text = f"which world is drawn {shown}"
+    parser.add_argument("--preset", choices=PRESETS, default="plain", help=help_text)
     parser.add_argument(
         "--backgrounds", metavar="DIR", help="real photographs for surroundings and fur (wide)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--seed", type=int, default=0, help=f"random seed {shown}")
     parser.add_argument("--num_works", type=int, help="processes (default: one a core)")
     return parser
 
