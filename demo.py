@@ -28,6 +28,7 @@ from engine.checkpoint import load_checkpoint
 from engine.detect import Animal, Detector, open_detector, whole
 from engine.predict import Predictor, Task, sample_of
 from engine.prediction_options import PRETRAINED, check_prediction, demo_parser
+from engine.run_folder import write_command
 from engine.video import follow, packed, smooth_prediction, unpacked, without_features
 from report.gallery import Gallery
 from smal_model.hierarchy import HIERARCHY_FILE
@@ -66,6 +67,7 @@ def main(argv=None) -> int:
         refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
     predictor = Predictor(model, refine)
     build.make_output_dir(args.output_dir)
+    write_command(args.output_dir / "demo_args.json", vars(args), str(device))
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
     for path in other_files(args.input, paths, args.output_dir):
@@ -103,7 +105,10 @@ def main(argv=None) -> int:
             except InputError as error:
                 failed.append(str(error))
     finally:  # what is done can be seen, whatever stopped the rest
-        gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
+        try:
+            gallery.write_page("Meshes from photographs", {"checkpoint": args.checkpoint})
+        except InputError as error:
+            failed.append(str(error))
     print(f"Results are in {args.output_dir}: open index.html ({len(gallery.images)} in it).")
     if args.refine and unmasked:
         reason = "no mask is known" + " and the network sees no outline" * config.outline

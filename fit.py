@@ -20,6 +20,7 @@ from engine.fitting import FIT, REFINEMENT, fit_images
 from engine.loaders import make_loader
 from engine.prediction_options import fit_parser
 from engine.resume import open_checkpoint
+from engine.run_folder import write_command
 from model import NetworkConfig
 from model.outputs import Prediction
 from report import tables
@@ -52,6 +53,8 @@ def main(argv=None) -> None:
     prior = pose_prior("smal", folder).to(device)
     dataset, excluded = open_images(args, img_res, smal)
     build.make_output_dir(args.output_dir)
+    if distributed.is_main():
+        write_command(args.output_dir / "fit_args.json", vars(args), str(device))
     if excluded:
         print(f"Unusable images left out: {excluded}; python -m datasets.check lists them.")
 

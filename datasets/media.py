@@ -31,6 +31,7 @@ from .masks import mask_box
 
 HEIF_SUFFIXES = {".heic", ".heif"}
 ORIENTATION = ExifTags.Base.Orientation
+RESULTS = "page/three.min.js"  # lies in each folder of results
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}
 MASK_ENDING = "_mask.png"
 
@@ -170,7 +171,8 @@ def find_media(
 def files_inside(
     folder: Path, skip: Path | None = None, on_error: Callable[[OSError], None] | None = None
 ) -> list[Path]:
-    """The files in a folder and its subfolders, sorted; not those in `skip`, nor hidden ones.
+    """The files in a folder and its subfolders, sorted; not those in `skip`, nor hidden ones, nor
+    those in subfolders with results of this program.
 
     `on_error` is told of folders that cannot be read.
     """
@@ -179,7 +181,9 @@ def files_inside(
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and (skip is None or not _same(Path(root) / name, skip))
+            if not name.startswith(".")
+            and (skip is None or not _same(Path(root) / name, skip))
+            and not (Path(root) / name / RESULTS).is_file()
         ]
         found += [Path(root) / name for name in files if not name.startswith(".")]
     return sorted(found)

@@ -24,6 +24,7 @@ from smal_model.hierarchy import HIERARCHY_FILE
 from smal_model.priors import GaussianPrior, pose_prior, shape_prior, unity_betas
 from util import distributed
 from util.errors import InputError
+from util.files import sweep_leftovers
 from util.memory import keep_freed_memory
 
 from .checkpoint import Checkpoint, load_checkpoint, load_weights
@@ -338,7 +339,7 @@ def check_output_dir(path: Path) -> None:
 
 
 def make_output_dir(path: Path) -> None:
-    """Makes the folder of results."""
+    """Makes the folder of results, or clears it of what killed processes left half-written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -350,3 +351,5 @@ def make_output_dir(path: Path) -> None:
     except OSError as error:
         reason = f"--output_dir {path} cannot be written to ({error.strerror})"
         raise InputError(f"{reason}; give another folder") from None
+    for folder in (path, *(inside for inside in path.iterdir() if inside.is_dir())):
+        sweep_leftovers(folder)

@@ -1,12 +1,11 @@
 """Batches: their order, the loader, the way to the device."""
 
 import atexit
-import ctypes
+import errno
 import hashlib
 import multiprocessing.util
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,12 +21,11 @@ from tqdm import tqdm
 
 from util import distributed
 from util.errors import InputError
-from util.memory import keep_freed_memory
+from util.memory import end_with_parent, keep_freed_memory
 
 TIMEOUT = 50  # seconds without a batch after which the run ends
 PLANES = "mask_weight", "border_mask", "inside"  # of 0 and 1: bool on their way to the device
 STOPPED = 30  # seconds after which a stopped worker is killed
-_PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
 def part_sizes(num_images: int, parts: int) -> list[int]:
@@ -105,10 +103,10 @@ def _start_worker(_):
     """Signals to the whole group are for the main process alone; the worker ends with that."""
     cv2.setNumThreads(0)
     keep_freed_memory()  # an item's large arrays would cost a thousand page faults
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    end_with_parent()
 
 
 _killed: list[int] = []  # workers that were stopped for too long
@@ -263,7 +261,14 @@ def explained_faults() -> Iterator[None]:
         if not str(error).startswith("Caught InputError in DataLoader worker"):
             raise
         raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
-    except (RuntimeError, EOFError, ConnectionError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+        if full or "shared memory" in str(error):
+            found = f"data-loader workers find no room in shared memory ({error})"
+            advice = "enlarge /dev/shm (docker run --shm-size) or take --num_works 0"
+            raise InputError(f"{found}; {advice}") from error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise
         reason = str(error).strip().removesuffix(".") or type(error).__name__
         ours = not reason.startswith(("DataLoader timed out", "DataLoader worker", "Pin memory"))
         if ours and isinstance(error, RuntimeError):  # others come of a worker that ends in a batch

@@ -11,7 +11,9 @@ from model.backbone import STRIDES
 from render import BACKENDS
 from smal_model.priors import FAMILIES
 from util.errors import InputError
+from util.files import path_of
 
+from .checkpoint import LARGEST_OPTION
 from .losses import LossWeights
 from .schedule import SCHEDULES
 
@@ -88,7 +90,14 @@ def _mix(text: str) -> str:
 
 
 def _source(text: str) -> Path | str:
-    return text if text == AUTO else Path(text)
+    return text if text == AUTO else path_of(text)
+
+
+def _size(text: str) -> int:
+    value = positive(text)
+    if value > LARGEST_OPTION:
+        raise argparse.ArgumentTypeError(f"expected {LARGEST_OPTION} or less, found {value}")
+    return value
 
 
 def gpu_ids(text: str) -> list[int]:
@@ -108,7 +117,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     run = parser.add_argument_group("run").add_argument
     shown = "(default: %(default)s)"
-    run("--output_dir", type=Path, default=Path("./logs/"), help=f"folder of this run {shown}")
+    run("--output_dir", type=path_of, default=Path("./logs/"), help=f"folder of this run {shown}")
     help_text = f"images a step, of all processes together; in evaluation of each {shown}"
     run("--batch_size", type=positive, default=batch_size, help=help_text)
     run("--num_works", type=count, default=4, help=f"data-loader workers {shown}")
@@ -119,8 +128,10 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     run("--seed", type=count, default=0, help=f"random seed {shown}")
 
     data = parser.add_argument_group("data").add_argument
-    data("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
-    data("--param_dir", type=Path, help="smal/, priors/ and mesh hierarchy (default: --data_dir)")
+    data("--data_dir", type=path_of, default=Path("data"), help=f"folder of data/README.md {shown}")
+    data(
+        "--param_dir", type=path_of, help="smal/, priors/ and mesh hierarchy (default: --data_dir)"
+    )
     data("--dataset", choices=DATASETS, default="stanford", help=shown)
 
     network = parser.add_argument_group(
@@ -128,9 +139,7 @@ def _parser(description: str, batch_size: int) -> argparse.ArgumentParser:
     ).add_argument
     default = NetworkConfig()
     network("--backbone", help=f"{', '.join(BACKBONES)} or timm:NAME (default: {default.backbone})")
-    network(
-        "--img_res", type=positive, help=f"side of the input image (default: {default.img_res})"
-    )
+    network("--img_res", type=_size, help=f"side of the input image (default: {default.img_res})")
     network("--betas_scale", action="store_true", default=None, help="predict limb log-scales too")
     network(
         "--shape_init", choices=FAMILIES, help=f"start of the betas (default: {default.shape_init})"
@@ -171,7 +180,7 @@ def _refiner(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="sample image features at the vertices",
     )
-    add("--num_channels", type=positive, help=f"width (default: {default.num_channels})")
+    add("--num_channels", type=_size, help=f"width (default: {default.num_channels})")
     add("--num_layers", type=positive, help=f"mesh levels in use (default: {default.num_layers})")
     help_text = f"levels above the network (default: {default.num_downsampling})"
     add("--num_downsampling", type=count, help=help_text)
@@ -206,7 +215,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     help_text = "pose and shape, where --fit_dir holds a good fit of the image"
     loss("--w_param", **weight, help=f"{help_text} {shown}")
     help_text = "--output_dir of fit.py on the training images: labels for --w_param"
-    loss("--fit_dir", type=Path, metavar="DIR", help=help_text)
+    loss("--fit_dir", type=path_of, metavar="DIR", help=help_text)
     _priors(loss)
     add = parser.add_argument_group("training").add_argument
     add("--nEpochs", type=positive, default=epochs, help=f"epochs in all {shown}")
@@ -239,7 +248,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int) -> None:
     help_text = "stop where a gradient turns into NaN, and say which operation it was: slow"
     add("--detect_anomaly", action="store_true", help=help_text)
     help_text = "keep decoded photographs in this folder: epochs do not decode them again"
-    add("--cache", type=Path, metavar="DIR", help=help_text)
+    add("--cache", type=path_of, metavar="DIR", help=help_text)
     add("--evaluate", action="store_true", help="only evaluate --resume on the validation images")
     parser.set_defaults(refine=None)  # of eval.py
     add(
@@ -302,7 +311,7 @@ def meshgraph_parser() -> argparse.ArgumentParser:
     loss("--w_maps_refine", **weight, help=help_text)
     add = parser.add_argument_group("stages").add_argument
     help_text = "weights to start from: of stage 1, or of both networks"
-    add("--pretrained", type=Path, metavar="FILE", help=help_text)
+    add("--pretrained", type=path_of, metavar="FILE", help=help_text)
     add("--freezecoarse", action="store_true", help="stage 2: the coarse network does not learn")
     return parser
 
@@ -351,6 +360,9 @@ def check_training(args: argparse.Namespace, refined: bool) -> None:
     if start and args.backbone_weights not in ("imagenet", "none"):
         given = f"--backbone_weights {args.backbone_weights}"
         raise InputError(f"{given}: the weights come from {start}; give one of the two")
+    if not source and args.start_epoch and args.start_epoch >= args.nEpochs:
+        found = f"--start_epoch {args.start_epoch} leaves none of --nEpochs {args.nEpochs} epochs"
+        raise InputError(f"{found}; give a lower number, or more epochs")
     if source == AUTO and args.start_epoch is not None:
         raise InputError("--start_epoch and --resume auto contradict each other; give one")
     if args.w_param and not args.fit_dir:

@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import DATASETS, SPLITS
 from render import BACKENDS
 from util.errors import InputError
+from util.files import path_of
 
 from .options import count, gpu_ids, positive
 
@@ -48,17 +49,22 @@ def _prediction(description: str, output_dir: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     shown, add = "(default: %(default)s)", parser.add_argument
     help_text = "of any stage (default: pretrained/dogs.pth.tar, with the embedded body)"
-    add("--checkpoint", type=Path, default=PRETRAINED, metavar="FILE", help=help_text)
+    add("--checkpoint", type=path_of, default=PRETRAINED, metavar="FILE", help=help_text)
     help_text = f"folder of the results {shown}"
-    add("--output_dir", type=Path, default=Path(output_dir), help=help_text)
-    add("--data_dir", type=Path, default=Path("data"), help=f"with --checkpoint: of smal/ {shown}")
+    add("--output_dir", type=path_of, default=Path(output_dir), help=help_text)
+    add(
+        "--data_dir",
+        type=path_of,
+        default=Path("data"),
+        help=f"with --checkpoint: of smal/ {shown}",
+    )
     add(
         "--param_dir",
-        type=Path,
+        type=path_of,
         help="with --checkpoint: smal/ and hierarchy, if elsewhere (default: --data_dir)",
     )
     add("--detector", choices=("auto", "none"), default="auto", help=f"finds the animals {shown}")
-    add("--detector_weights", type=Path, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
+    add("--detector_weights", type=path_of, metavar="FILE", help="of maskrcnn_resnet50_fpn_v2")
     _running(add)
     return parser
 
@@ -75,7 +81,7 @@ def demo_parser() -> argparse.ArgumentParser:
     """Options of demo.py."""
     parser = _prediction("Meshes of the animals in photographs or videos.", "./logs/meshes")
     shown, add = "(default: %(default)s)", parser.add_argument
-    add("input", nargs="+", type=Path, metavar="INPUT", help="photographs, folders, videos")
+    add("input", nargs="+", type=path_of, metavar="INPUT", help="photographs, folders, videos")
     help_text = "the animal's box, pixels of the photograph (--bbox=-5,0,90,80 left of it)"
     add("--bbox", type=_box, metavar="X,Y,W,H", help=help_text)
     help_text = "fit the answer to the mask, given or detected, else to the outline that the "
@@ -101,12 +107,12 @@ def fit_parser() -> argparse.ArgumentParser:
         description="Fits the body to annotated images.", allow_abbrev=False
     )
     shown, add = "(default: %(default)s)", parser.add_argument
-    add("--data_dir", type=Path, default=Path("data"), help=f"folder of data/README.md {shown}")
-    add("--param_dir", type=Path, help="smal/ and priors/, if elsewhere (default: --data_dir)")
-    add("--output_dir", type=Path, default=Path("./logs/fit"), help=f"of the results {shown}")
+    add("--data_dir", type=path_of, default=Path("data"), help=f"folder of data/README.md {shown}")
+    add("--param_dir", type=path_of, help="smal/ and priors/, if elsewhere (default: --data_dir)")
+    add("--output_dir", type=path_of, default=Path("./logs/fit"), help=f"of the results {shown}")
     add("--dataset", choices=DATASETS, default="stanford", help=shown)
     add("--split", choices=(*SPLITS, "all"), default="test", help=shown)
-    add("--resume", type=Path, metavar="FILE", help="start from the answers of this checkpoint")
+    add("--resume", type=path_of, metavar="FILE", help="start from the answers of this checkpoint")
     add("--shape_family_id", type=int, help="without --resume; SMAL family (default: 1, dogs)")
     add("--save_results", action="store_true", help="a strip and the arrays of each image")
     add("--batch_size", type=positive, default=8, help=f"images a step {shown}")

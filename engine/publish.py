@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from util.errors import InputError, run_cli
+from util.files import path_of
 
 from .checkpoint import load_checkpoint
 from .checkpoint_files import write_file
@@ -26,8 +27,10 @@ def publish(source: Path, target: Path) -> None:
         target: the file to write.
 
     Raises:
-        InputError: the source is no checkpoint of ours, or a weight is too large.
+        InputError: the source is no checkpoint of ours, or the target; a weight is too large.
     """
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target} is the checkpoint itself; give another file to write")
     content = load_checkpoint(source).content
     if "stage" not in content:
         raise InputError(f"{source} does not say what network it is of; expected one of a run")
@@ -38,7 +41,7 @@ def publish(source: Path, target: Path) -> None:
         if value.is_floating_point() and not weights[key].isfinite().all():
             raise InputError(f"{key} in {source} holds a number that half precision cannot hold")
     kept = {key: content[key] for key in KEPT if key in content}
-    kept["training"] = {k: v for k, v in kept["training"].items() if k not in FOLDERS}
+    kept["training"] = {k: v for k, v in kept.get("training", {}).items() if k not in FOLDERS}
     write_file(target, {"state_dict": weights} | kept)
 
 
@@ -49,8 +52,8 @@ def main(argv=None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="of a run")
-    parser.add_argument("target", type=Path, metavar="FILE", help="to write")
+    parser.add_argument("source", type=path_of, metavar="CHECKPOINT", help="of a run")
+    parser.add_argument("target", type=path_of, metavar="FILE", help="to write")
     args = parser.parse_args(argv)
     publish(args.source, args.target)
     print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")

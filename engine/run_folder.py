@@ -1,6 +1,7 @@
 """A run's folder: what was run, a line an epoch, TensorBoard events, checkpoints."""
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -13,10 +14,9 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from tqdm import tqdm
 
-from util.errors import InputError
-from util.files import atomic_write, sweep_leftovers, write_json, write_text
+from util.errors import InputError, say
+from util.files import atomic_write, lock_folder, sweep_leftovers, write_json, write_text
 
 from .checkpoint import TrainState
 from .checkpoint_files import write_file
@@ -39,6 +39,18 @@ MESH_VIEW = {  # of TensorBoard's mesh viewer, three.js: y is up, the camera loo
     ],
     "material": {"cls": "MeshStandardMaterial", "roughness": 1, "metalness": 0},
 }
+
+
+def write_command(path: Path, options: dict, device: str) -> None:
+    """Writes what is run: command, time, PyTorch's version, device and all options, as JSON."""
+    about = {
+        "command": shlex.join(sys.argv),
+        "started": datetime.now().isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "device": device,
+        "options": options,
+    }
+    write_json(path, about)
 
 
 class SilentRun:
@@ -77,6 +89,19 @@ class RunFolder:
         self, folder, options: dict, state: TrainState, continued: bool, save_every: int = 0
     ):
         self.folder, self.state, self.save_every = Path(folder), state, save_every
+        try:
+            self._lock = lock_folder(self.folder)
+        except BlockingIOError:
+            found = f"{self.folder} is the folder of a run that another process is at"
+            raise InputError(f"{found}; wait for its end, or give another --output_dir") from None
+        try:
+            self._begin(options, continued)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _begin(self, options, continued):
+        state = self.state
         sweep_leftovers(self.folder)
         if not continued:
             self._move_previous()
@@ -85,14 +110,7 @@ class RunFolder:
             (self.folder / "args.json").rename(self._unused("args_{}.json"))
         if continued and not state.log and (self.folder / LOG).exists():  # older checkpoints
             state.log = (self.folder / LOG).read_text("utf-8", "replace").splitlines()
-        about = {
-            "command": shlex.join(sys.argv),
-            "started": datetime.now().isoformat(timespec="seconds"),
-            "torch": torch.__version__,
-            "device": str(state.model.device),
-            "options": options,
-        }
-        write_json(self.folder / "args.json", about)
+        write_command(self.folder / "args.json", options, str(state.model.device))
         self._write_log()
         # purge_step hides what a crash left beyond the checkpoint; an epoch's events follow it
         purge_step = state.step + (state.progress.steps == 0)
@@ -122,6 +140,13 @@ class RunFolder:
         except InputError:
             if kind is None:  # else the first fault is the one to tell
                 raise
+        finally:
+            self._unlock()
+
+    def _unlock(self):
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def _unused(self, pattern: str) -> Path:
         number = 1
@@ -159,7 +184,7 @@ class RunFolder:
 
     def line(self, text: str) -> None:
         """One line on the screen and in log.txt."""
-        tqdm.write(text)
+        say(text)
         self.state.log.append(text)
         with self._reported():
             self._write_log()

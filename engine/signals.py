@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a run trains: it saves and leaves between two steps."""
+"""SIGTERM, SIGINT and SIGHUP while a run trains: it saves and leaves between two steps."""
 
 import os
 import signal
@@ -58,14 +58,16 @@ class Stop:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Inside the block, SIGTERM and SIGINT wait for `Stop.check`; signals that are ignored stay so.
+    """Inside the block, SIGTERM, SIGINT and SIGHUP (the terminal is gone) wait for `Stop.check`;
+    signals that are ignored stay so.
 
     In a thread, to which no signal comes, it does nothing.
     """
     stop = Stop()
     before = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        numbers += [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
         before = {n: h for n in numbers if (h := signal.getsignal(n)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop.handle)

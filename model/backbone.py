@@ -98,7 +98,7 @@ class TimmBackbone(Backbone):
         timm = _timm()
         try:
             self.net = timm.create_model(name, features_only=True, pretrained=pretrained)
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"backbone timm:{name}: timm has no such feature extractor ({error})"
             ) from None

@@ -101,8 +101,12 @@ class Gallery:
         arrays["crop_side"] = np.array([side for _, side in crops])
         with atomic_write(self.folder / f"{name}_sequence.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
+        meshes = self.folder / f"{name}_sequence"
+        for old in meshes.glob("*") if meshes.is_dir() else ():  # of a longer video of this name
+            if old.stem.isdecimal() and int(old.stem) >= len(crops):
+                old.unlink()
         for t, verts in enumerate(array_of(finest.verts)):
-            write_meshes(self.folder / f"{name}_sequence", f"{t:06d}", verts, self.faces)
+            write_meshes(meshes, f"{t:06d}", verts, self.faces)
         rate = min(max(rate, 0.001), 65535) if rate else FRAME_RATE
         # MPEG-4 has at most 65,535 ticks a second
         rate = round(rate, 3 if rate < 65 else 2 if rate < 600 else None)

@@ -12,6 +12,7 @@ changes nothing, and the same options (and files in DIR) give the same bytes.
 """
 
 import argparse
+import glob
 import io
 import json
 import multiprocessing
@@ -27,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 from util.errors import InputError
-from util.files import write_text
-from util.memory import keep_freed_memory
+from util.files import lock_folder, path_of, write_text
+from util.memory import end_with_parent, keep_freed_memory
 
 from .animal import Studio
 from .body import write_body
@@ -38,7 +39,7 @@ from .presets import PRESETS, WIDE_VERSION
 SPLITS = {"train": 0.945, "val": 0.015, "test": 0.04}
 ANIMAL_POSE_FRACTION = 12  # one image for Animal Pose to so many for StanfordExtra
 UNLABELLED_IN_ANIMAL_POSE = (13, 17, 18, 19)
-LEAST = 20  # photographs in StanfordExtra's layout
+LEAST, MOST = 20, 10**7  # photographs in StanfordExtra's layout
 BATCH = 16  # images that a process makes at a time
 SETTINGS_FILE = "synthetic.json"
 VERSION = 8  # of the images: raise it with every change of them
@@ -56,6 +57,7 @@ def _start_worker(body_dir, backgrounds):
 
 
 def _start_process(*start):
+    end_with_parent()
     keep_freed_memory()
     _start_worker(*start)
 
@@ -174,6 +176,8 @@ def make_data(
     if num_images < LEAST:
         found = f"{num_images} images: at least {LEAST} are needed to fill the three splits"
         raise InputError(found)
+    if num_images > MOST:
+        raise InputError(f"{num_images} images are more than {MOST}: make several folders")
     for name, value in (("seed", seed), ("num_works", num_workers or 0)):
         if value < 0:
             raise InputError(f"--{name} {value}: expected 0 or more")
@@ -188,19 +192,26 @@ def make_data(
             raise InputError(f"the {preset} preset takes no backgrounds; choose the wide one")
         settings["backgrounds"] = Photos(backgrounds).digest()
     if data_dir.is_dir() and any(data_dir.iterdir()):
-        found = data_dir / SETTINGS_FILE
-        if found.exists() and json.loads(found.read_text()) == settings:
-            return False
-        state = "is not empty"
-        if found.exists():
-            state = f"was made with other settings ({found.read_text().strip()})"
+        state, found = "is not empty", data_dir / SETTINGS_FILE
+        try:
+            made = json.loads(found.read_text())
+            state = f"was made with other settings ({json.dumps(made)})"
+            if made == settings:
+                return False
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError):
+            state = f"is not empty, and its {SETTINGS_FILE} cannot be read"
         wanted = json.dumps(settings)
         raise InputError(f"{data_dir} {state}; remove it or give another folder; wanted: {wanted}")
     if num_workers is None:
         num_workers = os.cpu_count() or 1
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
+        for killed in data_dir.parent.glob(f".{glob.escape(data_dir.name)}-*"):
+            _remove_unless_held(killed)
         aside = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
+        lock = lock_folder(aside)
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
         raise InputError(f"{data_dir} cannot be made ({reason}); give another folder") from error
@@ -214,7 +225,20 @@ def make_data(
         aside.rename(data_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
     return True
+
+
+def _remove_unless_held(aside):
+    """Removes what a killed process left; not what another process is making."""
+    try:
+        lock = lock_folder(aside)
+    except OSError:  # held, or no folder
+        return
+    if lock >= 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -225,13 +249,18 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shown = "(default: %(default)s)"
-    parser.add_argument("--data_dir", default="data/synthetic", help=f"folder to make {shown}")
+    parser.add_argument(
+        "--data_dir", type=path_of, default="data/synthetic", help=f"folder to make {shown}"
+    )
     help_text = f"photographs in StanfordExtra's layout, {LEAST} or more {shown}"
     parser.add_argument("--num_images", type=int, default=5000, help=help_text)
     help_text = f"which world is drawn {shown}"
     parser.add_argument("--preset", choices=PRESETS, default="plain", help=help_text)
     parser.add_argument(
-        "--backgrounds", metavar="DIR", help="real photographs for surroundings and fur (wide)"
+        "--backgrounds",
+        type=path_of,
+        metavar="DIR",
+        help="real photographs for surroundings and fur (wide)",
     )
     parser.add_argument("--seed", type=int, default=0, help=f"random seed {shown}")
     parser.add_argument("--num_works", type=int, help="processes (default: one a core)")

@@ -188,7 +188,13 @@ def test_a_video_gives_a_video_and_a_sequence(runs, data, dog, tmp_path):
         writer.write(np.roll(image, 4 * shift, 1))
     writer.release()
     out = tmp_path / "out"
+    longer = out / "walk_sequence" / "000006.obj"  # of an earlier video of this name
+    longer.parent.mkdir(parents=True)
+    for name in ("000006.obj", "000005.obj", "notes.txt"):
+        longer.with_name(name).write_text("old")
     assert demo.main(_arguments(runs, data, out, path, "--detector", "none")) == 0
+    assert not longer.exists() and longer.with_name("notes.txt").exists()
+    assert json.loads((out / "demo_args.json").read_text())["options"]["detector"] == "none"
     with np.load(out / "walk_sequence.npz") as arrays:
         assert len(arrays["verts"]) == 6
         assert (arrays["betas"] == arrays["betas"][:1]).all()  # one shape for all frames

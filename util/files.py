@@ -1,5 +1,6 @@
 """Files that are whole or not there: written aside, flushed to disk, then renamed."""
 
+import argparse
 import errno
 import json
 import math
@@ -59,6 +60,39 @@ def atomic_write(path, size: int | None = None) -> Iterator[Path]:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
             os.close(lock)
+
+
+def path_of(text: str) -> Path:
+    """The path that an option gives.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, as of a variable that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, found nothing: is a variable not set?")
+    return Path(text)
+
+
+def lock_folder(folder) -> int:
+    """Locks a folder, without a file, until the handle is closed or its process ends.
+
+    Returns:
+        The handle; -1 where the file system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        return -1
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return -1
+    return handle
 
 
 def sweep_leftovers(folder, name: str = "", untouched: float = 0) -> list[Path]:
@@ -129,6 +163,8 @@ def _flush(path):
 def _reason(error, path, temporary, size):
     """What the user can do about a failed write; None where it is no fault of the disk."""
     folder, number = path.parent, getattr(error, "errno", None)
+    if path.is_dir():
+        return f"{path} is a folder; give a file."
     if not folder.is_dir():
         return f"{path} cannot be written: {folder} is gone or cannot be made; give another folder."
     by_torch = "inline_container" in str(error)  # all that PyTorch says of a failed write

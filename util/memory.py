@@ -1,10 +1,19 @@
-"""The memory allocator of the C library, told to keep what tensors free."""
+"""What the C library is told of a process: to keep what tensors free, to end with its parent."""
 
 import ctypes
 import os
+import signal
+import sys
 
+_PR_SET_PDEATHSIG = 1  # prctl.h of Linux
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 TOP_PAD = 2**26  # bytes by which the heap grows beyond what is asked for
+
+
+def end_with_parent() -> None:
+    """Lets this process be killed when the one that started it ends, however that ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def keep_freed_memory() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.images import MOST_PIXELS, read_image
-from datasets.media import find_media, media_names, read_media, read_photograph, read_video
+from datasets.media import RESULTS, find_media, media_names, read_media, read_photograph, read_video
 from util.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 60, 200)
@@ -259,3 +259,16 @@ def test_fractions_are_refused(tmp_path, picture):
     for read in (read_photograph, read_image):
         with pytest.raises(InputError, match="^[^ ]*a.tif holds numbers with fractions"):
             read(tmp_path / "a.tif")
+
+
+def test_results_of_an_earlier_run_are_no_photographs(tmp_path, picture):
+    (tmp_path / "out" / "page").mkdir(parents=True)
+    (tmp_path / "album").mkdir()
+    for folder in (tmp_path, tmp_path / "out", tmp_path / "album"):
+        Image.fromarray(picture).save(folder / "dog.png")
+    assert len(find_media([tmp_path])) == 3
+    (tmp_path / RESULTS).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / RESULTS).write_text("")
+    found = find_media([tmp_path])
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ["album/dog.png", "dog.png"]
+    assert len(find_media([tmp_path / "out"])) == 1, "a folder that is named is read"

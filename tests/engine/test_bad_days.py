@@ -1,5 +1,6 @@
 """Faults under way: numbers, images, workers, disks. Each ends as promised."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,35 @@ from engine import build, loaders, loop, losses
 from tests.conftest import ROOT
 from tests.engine.tiny import CHECKPOINT, at_step, content, train, train_apart
 from util.errors import InputError
+
+# ---- machines
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"),
+    ],
+)
+def test_workers_without_shared_memory_say_so(fault):
+    with pytest.raises(InputError, match="--shm-size"), loaders.explained_faults():
+        raise fault
+    for other in (OSError(errno.EBADF, "bad"), RuntimeError("of ours")):
+        with pytest.raises(type(other), match=str(other.args[-1])), loaders.explained_faults():
+            raise other
+
+
+def test_what_killed_processes_left_is_cleared(tmp_path):
+    inside = tmp_path / "parameters"
+    inside.mkdir()
+    for folder in (tmp_path, inside):
+        (folder / ".dog-abcd1234.npz").write_bytes(b"half")
+        (folder / ".hidden").write_bytes(b"of the user")
+    build.make_output_dir(tmp_path)
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert found == [".hidden", "parameters/.hidden"]
+
 
 # ---- numbers that are not finite
 

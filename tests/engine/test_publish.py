@@ -33,6 +33,18 @@ def test_a_published_file_is_small_and_scores_the_same(runs, data, tmp_path):
         assert reports[1][name] == pytest.approx(reports[0][name], abs=0.01)
 
 
+def test_the_checkpoint_itself_is_no_place_to_write_to(runs, tmp_path):
+    source = runs / "stage2" / "checkpoint.pth.tar"
+    before = source.read_bytes()
+    (tmp_path / "link.pth.tar").symlink_to(source)
+    for target in (source, tmp_path / "link.pth.tar"):
+        with pytest.raises(InputError, match="is the checkpoint itself"):
+            publish.main([str(source), str(target)])
+    with pytest.raises(InputError, match="is a folder; give a file"):
+        publish.main([str(source), str(tmp_path)])
+    assert source.read_bytes() == before
+
+
 def test_what_is_no_run_or_too_large_is_refused(runs, tmp_path):
     foreign = tmp_path / "published.pth.tar"
     torch.save({"state_dict": {"w": torch.ones(2, 2)}}, foreign)

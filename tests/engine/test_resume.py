@@ -107,7 +107,7 @@ def test_the_random_state_of_all_three_is_restored(data, whole, tmp_path):
 
 
 def test_exit_status_of_signals(data, tmp_path, monkeypatch):
-    for name, status in (("SIGTERM", 143), ("SIGINT", 130)):
+    for name, status in (("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)):
         with monkeypatch.context() as patch:
             number = getattr(signal, name)
             at_step(patch, 2, lambda _, number=number: os.kill(os.getpid(), number))
@@ -115,6 +115,23 @@ def test_exit_status_of_signals(data, tmp_path, monkeypatch):
         assert found == status and "Traceback" not in said, said
         assert f"interrupted by {name}; --resume" in said
         assert content(tmp_path / name)["step"] == 2
+
+
+def test_a_folder_is_of_one_run_at_a_time(data, tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, lambda _: seen.append(fails_beside()))
+
+    def fails_beside():
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "to_device", real)
+            with pytest.raises(InputError, match="another process is at; wait for its end"):
+                train(data, tmp_path / "run", epochs=1)
+        return sorted(path.name for path in (tmp_path / "run").iterdir())
+
+    real, seen = loop.to_device, []
+    train(data, tmp_path / "run", epochs=1)
+    assert len(seen) == 1 and "previous_1" not in seen[0]
+    train(data, tmp_path / "run", epochs=1)  # it is free again
+    assert (tmp_path / "run" / "previous_1").is_dir()
 
 
 def test_a_second_signal_leaves_at_once(data, tmp_path, monkeypatch):

@@ -23,6 +23,24 @@ def _losses_seen(folder):
     return [(e.step, e.value) for e in events.Scalars("train/loss")]
 
 
+@pytest.mark.parametrize(
+    "option, word",
+    [
+        ("--output_dir=", "expected a path, found nothing"),
+        ("--resume= ", "expected a path, found nothing"),
+        ("--cache=", "expected a path, found nothing"),
+        ("--img_res=100000", "expected 4096 or less, found 100000"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(capsys, option, word):
+    fails(capsys, ["main.py", option], word)
+
+
+def test_a_first_epoch_after_the_last_is_refused(capsys):
+    fails(capsys, ["main.py", "--start_epoch", "5", "--nEpochs", "1"], "leaves none of --nEpochs 1")
+    fails(capsys, ["main.py", *SMALL[2:], "--backbone", "timm:../x"], "no such feature extractor")
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(few, tmp_path, monkeypatch):
     """Two epochs share a checkpoint; stopped in the fourth, so that the third is done again."""
     monkeypatch.setattr(engine, "VALIDATION_STEPS", 3)

@@ -3,6 +3,7 @@ changes nothing."""
 
 import filecmp
 import json
+import os
 import shutil
 
 import cv2
@@ -15,11 +16,13 @@ from datasets import build_dataset, check
 from datasets.annotations import read_mask
 from render import coverage
 from smal_model import SMAL, joints
+from synthetic import writer
 from synthetic.animal import COAT_DEPTH, Studio
 from synthetic.photograph import Frame, _label_keypoints
 from synthetic.writer import SETTINGS_FILE, SPLITS, main, make_data, write_images
 from util.camera import project, to_pixels
 from util.errors import InputError
+from util.files import lock_folder
 
 NUM_IMAGES = 24
 
@@ -243,3 +246,29 @@ def test_joints_behind_the_animal_are_not_visible():
     plane[joints.KEYPOINT_JOINTS[3], 1] = -1.5  # below the photograph
     seen = _label_keypoints(plane, frame, nearest, covered)[:20, 2]
     assert seen.tolist() == [float(k != 3) for k in range(20)]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_makes_is_not(tmp_path):
+    left, held = tmp_path / ".dogs-abcd1234", tmp_path / ".dogs-efgh5678"
+    for folder in (left, held):
+        (folder / "smal").mkdir(parents=True)
+    (tmp_path / ".dogs-note").write_text("of the user")
+    lock = lock_folder(held)
+    for path in (left, held, tmp_path / ".dogs-note"):
+        writer._remove_unless_held(path)
+    os.close(lock)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".dogs-efgh5678", ".dogs-note"]
+
+
+@pytest.mark.parametrize("content", [b'{"num', b"\xff\xfe", None])
+def test_a_damaged_note_of_settings_is_named(tmp_path, content):
+    note = tmp_path / "dogs" / writer.SETTINGS_FILE
+    note.parent.mkdir()
+    if content is None:
+        note.mkdir()
+    else:
+        note.write_bytes(content)
+    with pytest.raises(InputError, match=r"not empty, and its synthetic\.json cannot be read"):
+        writer.make_data(tmp_path / "dogs", 20)
+    with pytest.raises(InputError, match="more than 10000000"):
+        writer.make_data(tmp_path / "many", 10**12)
