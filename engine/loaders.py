@@ -264,7 +264,8 @@ def explained_faults() -> Iterator[None]:
     except (RuntimeError, EOFError, OSError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
         if full or "shared memory" in str(error):
-            found = f"data-loader workers find no room in shared memory ({error})"
+            reason = " ".join(str(error).split())[:200]
+            found = f"data-loader workers find no room in shared memory ({reason})"
             advice = "enlarge /dev/shm (docker run --shm-size) or take --num_works 0"
             raise InputError(f"{found}; {advice}") from error
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
