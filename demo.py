@@ -67,7 +67,7 @@ def main(argv=None) -> int:
         refine = build.build_refiner(model.smal, folder, args.renderer, "mask")
     predictor = Predictor(model, refine)
     build.make_output_dir(args.output_dir)
-    write_command(args.output_dir / "demo_args.json", vars(args), str(device))
+    write_command(args.output_dir / build.RECORDS[0], vars(args), str(device))
     gallery = Gallery(args.output_dir, model.smal.faces, args.renderer, args.turntable)
 
     for path in other_files(args.input, paths, args.output_dir):

@@ -54,7 +54,7 @@ def main(argv=None) -> None:
     dataset, excluded = open_images(args, img_res, smal)
     build.make_output_dir(args.output_dir)
     if distributed.is_main():
-        write_command(args.output_dir / "fit_args.json", vars(args), str(device))
+        write_command(args.output_dir / build.RECORDS[1], vars(args), str(device))
     if excluded:
         print(f"Unusable images left out: {excluded}; python -m datasets.check lists them.")
 

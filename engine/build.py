@@ -331,6 +331,9 @@ def build_average(args: argparse.Namespace, model: Networks) -> AveragedWeights 
     return AveragedWeights(model, args.ema) if args.ema else None
 
 
+RECORDS = "demo_args.json", "fit_args.json"  # of what was run, written first into a folder
+
+
 def check_output_dir(path: Path) -> None:
     """Refuses a path that is a file, or leads through one. Makes nothing."""
     for part in (path, *path.parents):
@@ -351,5 +354,6 @@ def make_output_dir(path: Path) -> None:
     except OSError as error:
         reason = f"--output_dir {path} cannot be written to ({error.strerror})"
         raise InputError(f"{reason}; give another folder") from None
-    for folder in (path, *(inside for inside in path.iterdir() if inside.is_dir())):
-        sweep_leftovers(folder)
+    if any((path / name).exists() for name in RECORDS):  # else its hidden files are not ours
+        for folder in (path, path / "parameters", path / "page", *path.glob("*_sequence")):
+            sweep_leftovers(folder)

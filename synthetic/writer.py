@@ -208,9 +208,10 @@ def make_data(
         num_workers = os.cpu_count() or 1
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
-        for killed in data_dir.parent.glob(f".{glob.escape(data_dir.name)}-*"):
+        prefix = f".{data_dir.name}-half-made-"
+        for killed in data_dir.parent.glob(f"{glob.escape(prefix)}*"):
             _remove_unless_held(killed)
-        aside = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
+        aside = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=prefix))
         lock = lock_folder(aside)
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"

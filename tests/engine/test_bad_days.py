@@ -44,9 +44,13 @@ def test_what_killed_processes_left_is_cleared(tmp_path):
     for folder in (tmp_path, inside):
         (folder / ".dog-abcd1234.npz").write_bytes(b"half")
         (folder / ".hidden").write_bytes(b"of the user")
+    before = sorted(tmp_path.rglob("*"))
+    build.make_output_dir(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before, "a folder of somebody else"
+    (tmp_path / "demo_args.json").write_text("{}")
     build.make_output_dir(tmp_path)
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert found == [".hidden", "parameters/.hidden"]
+    assert found == [".hidden", "demo_args.json", "parameters/.hidden"]
 
 
 # ---- numbers that are not finite

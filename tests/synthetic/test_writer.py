@@ -248,16 +248,22 @@ def test_joints_behind_the_animal_are_not_visible():
     assert seen.tolist() == [float(k != 3) for k in range(20)]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_another_makes_is_not(tmp_path):
-    left, held = tmp_path / ".dogs-abcd1234", tmp_path / ".dogs-efgh5678"
-    for folder in (left, held):
-        (folder / "smal").mkdir(parents=True)
-    (tmp_path / ".dogs-note").write_text("of the user")
-    lock = lock_folder(held)
-    for path in (left, held, tmp_path / ".dogs-note"):
-        writer._remove_unless_held(path)
+def test_what_a_killed_process_left_is_removed_and_what_another_makes_is_not(tmp_path, monkeypatch):
+    names = ".dogs-half-made-abcd1234", ".dogs-half-made-efgh5678", ".dogs-backup01"
+    for name in names:
+        (tmp_path / name / "smal").mkdir(parents=True)
+    (tmp_path / ".dogs-half-made-note").write_text("of the user")
+
+    def stop(*_):
+        raise InputError("far enough")
+
+    monkeypatch.setattr(writer, "write_body", stop)
+    lock = lock_folder(tmp_path / names[1])
+    with pytest.raises(InputError, match="far enough"):
+        make_data(tmp_path / "dogs", 20)
     os.close(lock)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".dogs-efgh5678", ".dogs-note"]
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == sorted([*names[1:], ".dogs-half-made-note"])
 
 
 @pytest.mark.parametrize("content", [b'{"num', b"\xff\xfe", None])
