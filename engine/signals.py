@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from util import distributed
-from util.errors import Interrupted
+from util.errors import Interrupted, tell
 
 
 class Stop:
@@ -48,12 +48,15 @@ class Stop:
         if self.signum is not None:
             if distributed.world_size() > 1:
                 return  # torchrun passes on what has often reached the processes already
-            os.write(2, b"\nleft at once\n")
+            if signum == getattr(signal, "SIGHUP", None):
+                return  # both the shell and the system send it when a terminal is closed
+            tell(b"\nleft at once\n")
             os._exit(128 + signum)
         self.signum = signum
         if self._now:
+            tell(b"\n")
             raise Interrupted(signum)
-        os.write(2, b"\nstops after this step; a second signal leaves at once\n")
+        tell(b"\nstops after this step; a second signal leaves at once\n")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ _OF_THE_MACHINE = (
     errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
     errno.EFBIG, errno.ELOOP, errno.EIO,
 )  # fmt: skip
+_NO_READER = errno.EPIPE, errno.EIO  # of a pipe; of a terminal that is closed
 
 
 class InputError(ValueError):
@@ -38,6 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _interrupt(signum, _):
+    tell(b"\n")
     raise Interrupted(signum)
 
 
@@ -51,14 +53,25 @@ def say(text: str = "") -> None:
     try:
         tqdm.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _leave_the_screen()
+    except OSError as error:
+        if error.errno not in _NO_READER:
+            raise
+        _lead_nowhere(sys.stdout.fileno())
 
 
-def _leave_the_screen() -> None:
-    """From now on what is printed goes nowhere."""
+def tell(text: bytes) -> None:
+    """Writes to the error screen from within a signal's handler, where a closed terminal, which
+    sends a signal itself, must stop nothing."""
+    try:
+        os.write(2, text)
+    except OSError:
+        _lead_nowhere(2)
+
+
+def _lead_nowhere(number: int) -> None:
+    """From now on what is written to a file descriptor goes nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, number)
     os.close(nowhere)
 
 
@@ -101,7 +114,7 @@ def run_cli(main, argv=None) -> None:
         print(f"{_program()}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # as of `| head`: whoever read the screen has enough
-        _leave_the_screen()
+        _lead_nowhere(sys.stdout.fileno())
         sys.exit(128 + getattr(signal, "SIGPIPE", 13))
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:

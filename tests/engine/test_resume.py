@@ -1,9 +1,13 @@
 """Runs that resume as if nothing had happened, and those that must not."""
 
+import contextlib
 import os
+import pty
 import random
 import shutil
 import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from benchmarks import kills
 from engine import loop
 from engine.run_folder import BEST, PREVIOUS
 from tests.commands import fails
+from tests.conftest import ROOT
 from tests.engine.tiny import CHECKPOINT, at_step, command, content, train, train_apart
 from util.errors import InputError, Interrupted
 
@@ -115,6 +120,26 @@ def test_exit_status_of_signals(data, tmp_path, monkeypatch):
         assert found == status and "Traceback" not in said, said
         assert f"interrupted by {name}; --resume" in said
         assert content(tmp_path / name)["step"] == 2
+
+
+def test_a_closed_terminal_saves(data, tmp_path):
+    """Its signal comes with a screen that takes no more, neither bars nor lines."""
+    arguments = command(data, tmp_path / "run", epochs=4000)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "main.py", *arguments])
+    os.set_blocking(terminal, False)
+    end = time.time() + 120
+    while time.time() < end and not (tmp_path / "run" / CHECKPOINT).exists():
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        time.sleep(0.05)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.splitlines()[-1].startswith("interrupted by SIGHUP; --resume")
+    assert content(tmp_path / "run")["step"] >= 5
 
 
 def test_a_folder_is_of_one_run_at_a_time(data, tmp_path, monkeypatch):
